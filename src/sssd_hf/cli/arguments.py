@@ -1,0 +1,277 @@
+"""The options of all scripts: dataclasses, from which come the command line, the YAML recipes and
+the README's table."""
+
+import dataclasses
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+def option(default: Any = None, help: str = "", **kwargs: Any) -> Any:
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata={"help": help, **kwargs})
+    return field(default=default, metadata={"help": help, **kwargs})
+
+
+@dataclass
+class DataArguments:
+    _argument_group_name = "data"
+
+    data_dir: str | None = option(
+        None,
+        "Folder of images: class folders, split folders of class folders, or any folders with a "
+        "metadata.csv (columns file_name, label, and whatever splits and groups need).",
+    )
+    dataset_name: str | None = option(None, "Data set on the Hub, instead of --data_dir.")
+    dataset_config_name: str | None = option(None, "Configuration of --dataset_name.")
+    dataset_revision: str | None = option(None, "Branch, tag or commit of --dataset_name.")
+    cache_dir: str | None = option(None, "Where downloads are kept (default: the Hub's cache).")
+    image_column_name: str = option("image", "Column of the images (Hub data sets).")
+    label_column_name: str = option("label", "Column of the labels.")
+    group_column_name: str | None = option(
+        None, "Column of what must stay together in a split and in intervals, such as the patient."
+    )
+    split_column: str | None = option(
+        None, "Column that says which split an image is in (default: 'split', where there is one)."
+    )
+    train_split: str = option("train", "Value of the split column to train on; several by comma.")
+    validation_split: str | None = option(
+        None, "Value to choose the checkpoint on (default: 'val' or 'validation', if there)."
+    )
+    test_split: str | None = option(None, "Value to evaluate on (default: 'test', if there).")
+    train_val_split: float = option(
+        0.15, "Share of the training images cut for validation where the data name none; 0: none."
+    )
+    train_test_split: float = option(
+        0.2, "Share of all images cut for testing where there is no split column; 0: none."
+    )
+    max_train_samples: int | None = option(None, "Train on this many images only (for a trial).")
+
+
+@dataclass
+class ModelArguments:
+    _argument_group_name = "model"
+
+    model_name_or_path: str | None = option(
+        None,
+        "Start from this checkpoint, a folder or a name on the Hub: SSSD, ViTMAE (such as "
+        "facebook/vit-mae-base), ViT, or the original MAE's .pth. Default: random weights.",
+    )
+    model_revision: str = option("main", "Branch, tag or commit of the checkpoint.")
+    model_size: str = option(
+        "tiny",
+        "Size of a new model: tiny (192 wide), small (384), base (768).",
+        choices=["tiny", "small", "base"],
+    )
+    decoder: str = option(
+        "light",
+        "Decoder of a new model: light, for small data, or mae (512 x 8).",
+        choices=["light", "mae"],
+    )
+    image_size: int | None = option(
+        None, "Side of the square the model sees, in pixels (default: the checkpoint's, or 112)."
+    )
+    patch_size: int | None = option(None, "Side of a patch (default: the checkpoint's, or 16).")
+    num_channels: int | None = option(
+        None, "1 (grey) or 3 (RGB) (default: the checkpoint's, or 1)."
+    )
+    config_overrides: str | None = option(
+        None, "Other fields of the config, as name=value,name=value (such as qkv_bias=false)."
+    )
+
+
+@dataclass
+class DistillationArguments:
+    _argument_group_name = "pretraining losses"
+
+    mask_ratio: float | None = option(None, "Share of patches hidden (default 0.75).")
+    norm_pix_loss: bool | None = option(
+        None, "Reconstruct pixels normalised by patch: true (default) or false."
+    )
+    distillation: str = option(
+        "stable",
+        "Self-distillation preset; mae switches it off.",
+        choices=["stable", "sd_mae", "global", "mae"],
+    )
+    distillation_weight: float | None = option(None, "Weight of the loss (default: the preset's).")
+
+
+@dataclass
+class PretrainAugmentation:
+    _argument_group_name = "augmentation"
+
+    min_crop_scale: float = option(
+        0.5, "Smallest share of the image's area in a random crop; low values cut lesions out."
+    )
+    horizontal_flip: float = option(0.5, "Probability of a horizontal flip.")
+    rotation: float = option(0.0, "Largest rotation to either side, degrees.")
+    brightness: float = option(0.0, "Largest relative change of brightness, 0 to 1.")
+    contrast: float = option(0.0, "Largest relative change of contrast, 0 to 1.")
+
+
+@dataclass
+class FinetuneAugmentation(PretrainAugmentation):
+    min_crop_scale: float = option(0.6, "Smallest share of the image's area in a random crop.")
+    rotation: float = option(10.0, "Largest rotation to either side, degrees.")
+    brightness: float = option(0.1, "Largest relative change of brightness, 0 to 1.")
+    contrast: float = option(0.2, "Largest relative change of contrast, 0 to 1.")
+
+
+@dataclass
+class TrainingArguments:
+    _argument_group_name = "training"
+
+    output_dir: str = option("runs/out", "Where the checkpoint and all results go.")
+    num_train_epochs: float = option(100.0, "Epochs; --max_train_steps overrides them.")
+    max_train_steps: int | None = option(None, "Optimiser steps.")
+    per_device_train_batch_size: int = option(64, "Images of one process in one pass.")
+    per_device_eval_batch_size: int = option(128, "The same in evaluation.")
+    gradient_accumulation_steps: int = option(1, "Passes before an optimiser step.")
+    learning_rate: float | None = option(None, "Peak learning rate (default: see below).")
+    base_learning_rate: float | None = option(
+        None, "Peak learning rate for 256 images: learning_rate = base x global batch / 256."
+    )
+    weight_decay: float = option(0.05, "AdamW's; not on norms, biases, positions, tokens.")
+    warmup_ratio: float = option(0.05, "Share of the steps in which the learning rate rises.")
+    num_warmup_steps: int | None = option(None, "The same in steps.")
+    max_grad_norm: float | None = option(None, "Clip the gradient to this norm.")
+    mixed_precision: str | None = option(
+        None,
+        "no, bf16 or fp16 (default: accelerate's setting; bf16 on a GPU that has it).",
+        choices=["no", "bf16", "fp16"],
+    )
+    logging_steps: int = option(10, "Steps between two lines of metrics.jsonl.")
+    eval_epochs: float = option(10.0, "Epochs between two evaluations on held-out images; 0: none.")
+    seed: int = option(0, "Of weights, order, masks, augmentation and of splits the script makes.")
+    overwrite_output_dir: bool = option(False, "Write into an --output_dir that holds a result.")
+
+
+@dataclass
+class PretrainTraining(TrainingArguments):
+    output_dir: str = option("runs/pretrained", "Where the checkpoint and all results go.")
+    num_train_epochs: float = option(400.0, "Epochs; --max_train_steps overrides them.")
+    learning_rate: float | None = option(None, "Peak learning rate (default 5e-4).")
+
+
+@dataclass
+class FinetuneTraining(TrainingArguments):
+    output_dir: str = option("runs/finetuned", "Where the checkpoint and all results go.")
+    num_train_epochs: float = option(50.0, "Epochs; --max_train_steps overrides them.")
+    learning_rate: float | None = option(None, "Peak learning rate (default 5e-4).")
+    eval_epochs: float = option(1.0, "Epochs between two evaluations on validation; 0: none.")
+    layer_decay: float = option(0.75, "Factor of the learning rate from one layer to that below.")
+    drop_path_rate: float = option(0.1, "Stochastic depth of the last layer.")
+    label_smoothing: float = option(0.1, "Label smoothing of the training loss.")
+    pooling: str = option("cls", "What the head reads.", choices=["cls", "mean"])
+    metric_for_best_model: str = option(
+        "roc_auc",
+        "Metric on validation that chooses the checkpoint; 'last' keeps the last one.",
+        choices=["roc_auc", "accuracy", "balanced_accuracy", "f1", "log_loss", "last"],
+    )
+
+
+@dataclass
+class EvaluateArguments:
+    _argument_group_name = "evaluation"
+
+    model_name_or_path: str = option("runs/finetuned", "The fine-tuned checkpoint.")
+    output_dir: str = option("runs/evaluation", "Where all_results.json and predictions.csv go.")
+    per_device_eval_batch_size: int = option(128, "Images in one pass.")
+    num_resamples: int = option(2000, "Bootstrap resamples of the intervals.")
+    seed: int = option(0, "Of the bootstrap.")
+
+
+@dataclass
+class PredictArguments:
+    _argument_group_name = "prediction"
+
+    model_name_or_path: str = option("runs/finetuned", "The fine-tuned checkpoint.")
+    images: list[str] = option([], "Files and folders (searched through) to classify.")
+    output_file: str | None = option(
+        None, "Where to write: .csv or .jsonl (default: CSV to the screen)."
+    )
+    per_device_eval_batch_size: int = option(64, "Images in one pass.")
+
+
+SCRIPTS: dict[str, tuple[type, ...]] = {
+    "pretrain": (
+        DataArguments,
+        ModelArguments,
+        DistillationArguments,
+        PretrainAugmentation,
+        PretrainTraining,
+    ),
+    "finetune": (DataArguments, ModelArguments, FinetuneAugmentation, FinetuneTraining),
+    "evaluate": (DataArguments, EvaluateArguments),
+    "predict": (PredictArguments,),
+}
+
+
+def build_parser(script: str, description: str):
+    """The `HfArgumentParser` of a script, options in groups."""
+    from transformers import HfArgumentParser
+
+    parser = HfArgumentParser(SCRIPTS[script], description=description, allow_abbrev=False)
+    parser.add_argument(
+        "--recipe",
+        metavar="FILE.yaml",
+        help="Take options from this file: its section 'common' and the one named as the script. "
+        "The command line wins.",
+    )
+    return parser
+
+
+def read_recipe(path: str, script: str, known: set[str]) -> dict[str, Any]:
+    """The options that a recipe gives to a script.
+
+    Raises:
+        ValueError: no such file, or an option or section that does not exist.
+    """
+    import yaml
+
+    if not Path(path).is_file():
+        raise ValueError(f"--recipe {path}: there is no such file.")
+    recipe = yaml.safe_load(Path(path).read_text()) or {}
+    unknown = set(recipe) - {"common", *SCRIPTS}
+    if unknown or not all(isinstance(section, dict) for section in recipe.values()):
+        raise ValueError(
+            f"--recipe {path}: sections {sorted(recipe)}; expected common, {', '.join(SCRIPTS)}, "
+            "each with option: value lines."
+        )
+    every = {f.name for classes in SCRIPTS.values() for c in classes for f in dataclasses.fields(c)}
+    common = recipe.get("common") or {}
+    options = {**common, **(recipe.get(script) or {})}
+    # a common option may concern the other scripts alone
+    wrong = {k for k in options if k not in known and not (k in common and k in every)}
+    if wrong:
+        raise ValueError(
+            f"--recipe {path}: {script} has no option {', '.join(sorted(wrong))}; see --help."
+        )
+    return {key: value for key, value in options.items() if key in known}
+
+
+def parse(script: str, description: str, argv: list[str] | None = None) -> tuple[Any, ...]:
+    """The dataclasses of a script, filled from defaults, recipe and command line, in this order."""
+    argv = sys.argv[1:] if argv is None else argv
+    parser = build_parser(script, description)
+    known = {action.dest for action in parser._actions} - {"help", "recipe"}
+    recipe = parser.parse_known_args([a for a in argv if a not in ("-h", "--help")])[0].recipe
+    if recipe:
+        try:
+            options = read_recipe(recipe, script, known)
+        except ValueError as error:
+            parser.error(str(error))
+        # as words of a command line, so that argparse checks types and choices
+        words = []
+        for key, value in options.items():
+            if value is not None:
+                values = value if isinstance(value, list) else [value]
+                words += [f"--{key}", *(str(v) for v in values)]
+        argv = words + list(argv)
+    return parser.parse_args_into_dataclasses(argv)[:-1]
+
+
+def as_dict(*arguments: Any) -> dict[str, Any]:
+    """All options and their values, as a recipe would have them."""
+    return {k: v for a in arguments for k, v in dataclasses.asdict(a).items()}

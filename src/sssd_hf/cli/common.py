@@ -1,0 +1,251 @@
+"""What the scripts share: data to tensors, the accelerator, saving."""
+
+import json
+import logging
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+
+from ..data.cache import decode
+from ..data.sources import column_texts, load_images
+from ..data.splits import make_splits, read_splits, write_splits
+from ..hub.remote_code import save_with_code
+from .arguments import DataArguments, TrainingArguments, as_dict
+
+logger = logging.getLogger("sssd_hf")
+PIXEL_MEAN, PIXEL_STD = 0.5, 0.5  # of new models, ViTImageProcessor's defaults
+
+
+def run_script(main) -> None:
+    """Run a script's `main`; an error the user can mend is shown without a traceback."""
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO)
+    for noisy in ("httpx", "datasets", "fsspec", "PIL", "matplotlib"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    try:
+        sys.exit(main())
+    except (ValueError, OSError, FloatingPointError) as error:
+        logging.getLogger("sssd_hf").debug("", exc_info=True)
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("\ninterrupted: what was written so far is kept")
+
+
+def start(training: TrainingArguments) -> Accelerator:
+    """The accelerator, seeded, with its output folder."""
+    precision = training.mixed_precision
+    if precision is None and torch.cuda.is_available() and torch.cuda.is_bf16_supported():
+        precision = "bf16"
+    accelerator = Accelerator(mixed_precision=precision)
+    set_seed(training.seed)
+    output = Path(training.output_dir)
+    if (output / "all_results.json").exists() and not training.overwrite_output_dir:
+        raise ValueError(
+            f"--output_dir {output} holds a finished run. Name another folder, or pass "
+            "--overwrite_output_dir."
+        )
+    output.mkdir(parents=True, exist_ok=True)
+    if accelerator.is_main_process:
+        (output / "metrics.jsonl").unlink(missing_ok=True)
+        logger.info(
+            f"{accelerator.num_processes} process(es) on {accelerator.device.type}, "
+            f"precision {accelerator.mixed_precision}, torch threads {torch.get_num_threads()}"
+        )
+    return accelerator
+
+
+def load_data(data: DataArguments) -> Any:
+    """The `datasets.Dataset` that the data options name."""
+    return load_images(
+        data.data_dir,
+        data.dataset_name,
+        dataset_config_name=data.dataset_config_name,
+        image_column_name=data.image_column_name,
+        label_column_name=data.label_column_name,
+        group_column_name=data.group_column_name,
+        dataset_revision=data.dataset_revision,
+        cache_dir=data.cache_dir,
+    )
+
+
+def split_data(
+    dataset: Any, data: DataArguments, seed: int, stored: list[str | None]
+) -> dict[str, list[int]]:
+    """Rows of each split: from the split column; else as an earlier stage cut them (the first
+    `splits.json` in the folders `stored`); else cut now."""
+    if data.split_column is None and "split" not in dataset.column_names:
+        for folder in stored:
+            path = Path(folder or "") / "splits.json"
+            if folder and path.exists():
+                logger.info(f"splits are those of {path}")
+                return read_splits(path, dataset)
+    return make_splits(
+        dataset,
+        split_column=data.split_column,
+        train_split=data.train_split,
+        validation_split=data.validation_split,
+        test_split=data.test_split,
+        train_val_split=data.train_val_split,
+        train_test_split=data.train_test_split if "label" in dataset.column_names else 0.0,
+        group_column_name=data.group_column_name,
+        seed=seed,
+    )
+
+
+@dataclass
+class Images:
+    """Decoded images of one split.
+
+    Args:
+        rows: (images,) int64, their rows in the data set: what their randomness is drawn from.
+        pixels: (images, channels, height, width) uint8, at the size the model evaluates.
+        large: the same at the larger size that random crops are taken from, or None.
+        labels: (images,) int64, or None.
+    """
+
+    rows: torch.Tensor
+    pixels: torch.Tensor
+    large: torch.Tensor | None
+    labels: torch.Tensor | None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+def decode_split(
+    dataset: Any,
+    rows: list[int],
+    size: tuple[int, int],
+    num_channels: int,
+    accelerator: Accelerator | None = None,
+    large: bool = False,
+) -> Images:
+    """Decode the images of `rows` once; `large` keeps them for random crops as well."""
+    part = dataset.select(rows)
+    sizes = [size]
+    if large:  # a crop of half the area still shows 0.88 of the model's pixels
+        sizes.append((round(size[0] * 1.25), round(size[1] * 1.25)))
+    progress = accelerator is None or accelerator.is_main_process
+    tensors = decode(part["image"][:], sizes, num_channels, progress)
+    device = accelerator.device if accelerator else "cpu"
+    labels = torch.tensor(part["label"][:]).to(device) if "label" in part.column_names else None
+    return Images(
+        torch.tensor(rows).to(device),
+        tensors[0].to(device),
+        tensors[1].to(device) if large else None,
+        labels,
+    )
+
+
+def normalize(pixels: torch.Tensor, mean: list[float], std: list[float]) -> torch.Tensor:
+    """0 to 255 (uint8 or float) -> (x / 255 - mean) / std, fp32, as `ViTImageProcessor`."""
+    channels = pixels.shape[1]
+    mean_tensor = torch.tensor(mean[:channels], device=pixels.device).view(1, -1, 1, 1)
+    std_tensor = torch.tensor(std[:channels], device=pixels.device).view(1, -1, 1, 1)
+    return (pixels.float() / 255 - mean_tensor) / std_tensor
+
+
+@torch.no_grad()
+def predict_probabilities(
+    model: torch.nn.Module,
+    pixels: torch.Tensor,
+    statistics: tuple[list[float], list[float]],
+    batch_size: int,
+    accelerator: Accelerator | None = None,
+) -> np.ndarray:
+    """(images, classes) fp64 probabilities, with the evaluation transform; each process computes
+    every n-th batch and all get the whole."""
+    processes = accelerator.num_processes if accelerator else 1
+    rank = accelerator.process_index if accelerator else 0
+    device = next(model.parameters()).device
+    result = torch.zeros(len(pixels), model.config.num_labels, device=device)
+    for i, rows in enumerate(torch.arange(len(pixels)).split(batch_size)):
+        if i % processes == rank:
+            images = normalize(pixels[rows].to(device), *statistics)
+            result[rows] = model(pixel_values=images).logits.float().softmax(-1)
+    if processes > 1:
+        result = accelerator.reduce(result, "sum")
+    return result.double().cpu().numpy()
+
+
+def groups_of(dataset: Any, rows: list[int], column: str | None) -> np.ndarray | None:
+    if column is None:
+        return None
+    return np.array(column_texts(dataset.select(rows), column, "--group_column_name"))
+
+
+def read_statistics(folder: str | None) -> tuple[list[float], list[float]]:
+    """(mean, std), three values each, of a checkpoint's processor; those of new models without."""
+    if folder is not None:
+        from transformers.utils import cached_file
+
+        path = cached_file(
+            folder, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False
+        )
+        if path:
+            processor = json.loads(Path(path).read_text())
+            return processor["image_mean"], processor["image_std"]
+    return [PIXEL_MEAN] * 3, [PIXEL_STD] * 3
+
+
+def write_json(path: Path, value: Any) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
+    temporary.replace(path)
+
+
+def save_checkpoint(
+    model: torch.nn.Module, folder: Path, statistics: tuple[list[float], list[float]]
+) -> None:
+    """Weights, config, the model's code, and the `ViTImageProcessor` that prepares its images. A
+    one-channel model's processor repeats its one mean and spread, since pipelines feed RGB."""
+    save_with_code(model, folder)
+    size = model.config.image_size
+    height, width = (size, size) if isinstance(size, int) else size
+    write_json(
+        folder / "preprocessor_config.json",
+        {
+            "image_processor_type": "ViTImageProcessor",
+            "do_resize": True,
+            "size": {"height": height, "width": width},
+            "resample": 2,
+            "do_rescale": True,
+            "rescale_factor": 1 / 255,
+            "do_normalize": True,
+            "image_mean": statistics[0],
+            "image_std": statistics[1],
+        },
+    )
+
+
+def save_run(
+    output: Path, script: str, arguments: tuple, dataset: Any, splits: dict, data: DataArguments
+) -> None:
+    """The resolved options as a recipe, and who is in which split."""
+    (output / f"{script}_recipe.yaml").write_text(
+        yaml.safe_dump({script: as_dict(*arguments)}, sort_keys=False)
+    )
+    how = {"split_column": data.split_column, "group_column_name": data.group_column_name}
+    write_splits(output / "splits.json", dataset, splits, how)
+
+
+def versions() -> dict[str, str]:
+    import accelerate
+    import transformers
+
+    from .. import __version__
+
+    return {
+        "sssd_hf": __version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "accelerate": accelerate.__version__,
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }

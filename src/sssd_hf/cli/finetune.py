@@ -1,0 +1,182 @@
+"""Fine-tuning: a classifier from a pretrained checkpoint (or from random weights).
+
+`python scripts/finetune.py --model_name_or_path runs/pretrained --data_dir FOLDER`, or with
+`accelerate launch`. The checkpoint is chosen on the validation split; the test split is never read.
+Writes the checkpoint, metrics.jsonl, curves.png, splits.json, finetune_recipe.yaml and
+all_results.json into --output_dir.
+"""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..configuration_sssd import SSSDConfig
+from ..data.sources import require_labels
+from ..evaluation.metrics import classification_metrics, to_json
+from ..modeling_sssd import SSSDForImageClassification
+from ..training.loop import Log, Stage, train
+from ..training.optimization import cosine_with_warmup, parameter_groups
+from . import common
+from .arguments import ModelArguments, parse
+from .pretrain import (
+    augmentation_of,
+    augmented_batch,
+    config_options,
+    loop_settings,
+    peak_learning_rate,
+)
+
+logger = logging.getLogger("sssd_hf")
+
+
+def build_model(
+    model: ModelArguments, training: Any, names: list[str]
+) -> SSSDForImageClassification:
+    options = {
+        "id2label": dict(enumerate(names)),
+        "label2id": {name: i for i, name in enumerate(names)},
+        "problem_type": "single_label_classification",
+        "drop_path_rate": training.drop_path_rate,
+        "label_smoothing": training.label_smoothing,
+        "pooling": training.pooling,
+        **config_options(model),
+    }
+    if model.model_name_or_path:
+        return SSSDForImageClassification.from_pretrained(
+            model.model_name_or_path, revision=model.model_revision, **options
+        )
+    options = {"image_size": 112, "num_channels": 1, **options}
+    return SSSDForImageClassification(
+        SSSDConfig.from_size(model.model_size, model.decoder, **options)
+    )
+
+
+class BestCheckpoint:
+    """The weights (on the CPU) of the best evaluation so far, by one metric on validation."""
+
+    def __init__(self, metric: str):
+        self.metric = metric
+        self.score: tuple[float, float] | None = None
+        self.record: dict[str, float] = {}
+        self.weights: dict[str, torch.Tensor] | None = None
+
+    def offer(self, metrics: dict[str, float], step: int, model: torch.nn.Module) -> None:
+        log_loss = metrics["eval_log_loss"]
+        value = metrics[f"eval_{self.metric}"]
+        if value != value:  # undefined, such as AUC with one class in validation
+            value = 0.0
+        # log loss decides between equals
+        score = (-value if self.metric == "log_loss" else value, -log_loss)
+        if self.score is None or score > self.score:
+            self.score = score
+            self.record = {"best_step": step, **{f"best_{k}": v for k, v in metrics.items()}}
+            self.weights = {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = parse("finetune", __doc__, argv)
+    data_arguments, model_arguments, augmentation_arguments, training = arguments
+    accelerator = common.start(training)
+    output = Path(training.output_dir)
+    dataset = common.load_data(data_arguments)
+    names = require_labels(dataset)
+    splits = common.split_data(
+        dataset,
+        data_arguments,
+        training.seed,
+        [training.output_dir, model_arguments.model_name_or_path],
+    )
+    rows = splits["train"][: data_arguments.max_train_samples]
+    model = build_model(model_arguments, training, names)
+    config = model.config
+    size = tuple(n * p for n, p in zip(config.grid_size, model.encoder.embeddings.patch))
+    statistics = common.read_statistics(model_arguments.model_name_or_path)
+    if accelerator.is_main_process:
+        common.save_run(output, "finetune", arguments, dataset, splits, data_arguments)
+        counts = ", ".join(f"{part} {len(part_rows)}" for part, part_rows in splits.items())
+        logger.info(f"fine-tuning for {len(names)} classes ({', '.join(names)}); images: {counts}")
+    images = common.decode_split(dataset, rows, size, config.num_channels, accelerator, large=True)
+    validation = None
+    if splits["validation"]:
+        validation = common.decode_split(
+            dataset, splits["validation"], size, config.num_channels, accelerator
+        )
+    elif training.metric_for_best_model != "last":
+        logger.warning("no validation split: the last checkpoint is kept")
+
+    settings = loop_settings(training, len(images), accelerator.num_processes)
+    global_batch = settings.batch_size * settings.accumulation * accelerator.num_processes
+    learning_rate = peak_learning_rate(training, global_batch, default=5e-4)
+    optimizer = torch.optim.AdamW(
+        parameter_groups(model, learning_rate, training.weight_decay, training.layer_decay),
+        betas=(0.9, 0.999),
+        fused=True,
+    )
+    warmup = training.num_warmup_steps
+    if warmup is None:
+        warmup = round(training.warmup_ratio * settings.total_steps)
+    scheduler = cosine_with_warmup(optimizer, warmup, settings.total_steps)
+    plain = model
+    model, optimizer = accelerator.prepare(model, optimizer)
+    augmentation = augmentation_of(augmentation_arguments)
+    class_weights = torch.tensor(config.class_weights or [1.0] * len(names)).to(accelerator.device)
+
+    def make_batch(index: torch.Tensor, epoch: int) -> dict[str, torch.Tensor]:
+        batch = augmented_batch(images, index, epoch, training.seed, augmentation, statistics)
+        return {**batch, "labels": images.labels[index.to(images.labels.device)]}
+
+    best = BestCheckpoint(training.metric_for_best_model)
+
+    def evaluate(step: int) -> dict[str, float]:
+        if validation is None:
+            return {}
+        probabilities = common.predict_probabilities(
+            plain,
+            validation.pixels,
+            statistics,
+            training.per_device_eval_batch_size,
+            accelerator,
+        )
+        values = classification_metrics(validation.labels.cpu().numpy(), probabilities)
+        metrics = {f"eval_{name}": value for name, value in values.items()}
+        if training.metric_for_best_model != "last":
+            best.offer(metrics, step, plain)
+        return metrics
+
+    stage = Stage(
+        make_batch=make_batch,
+        batch_weight=lambda batch: class_weights[batch["labels"]].sum(),
+        log_values=lambda output: {},
+        after_step=lambda step, sums: {},
+        evaluate=evaluate,
+    )
+    log = Log(output / "metrics.jsonl" if accelerator.is_main_process else None)
+    speed = train(accelerator, model, optimizer, scheduler, len(images), stage, settings, log)
+    if not accelerator.is_main_process:
+        return 0
+    plain.eval()
+    if best.weights is not None:
+        plain.load_state_dict(best.weights)
+    common.save_checkpoint(plain, output, statistics)
+    from ..evaluation.plots import plot_training_curves
+
+    plot_training_curves(output / "metrics.jsonl", output / "curves.png")
+    last: dict[str, Any] = {}
+    for record in log.records:
+        last |= record
+    results = {
+        "num_train_images": len(images),
+        "num_processes": accelerator.num_processes,
+        "learning_rate_peak": learning_rate,
+        "chosen_by": training.metric_for_best_model if best.weights else "last",
+        **last,
+        **best.record,
+        **speed,
+        "versions": common.versions(),
+    }
+    common.write_json(output / "all_results.json", to_json(results))
+    chosen = f"; chosen at step {best.record['best_step']}" if best.record else ""
+    logger.info(f"done in {speed['train_runtime'] / 60:.1f} min{chosen}; checkpoint in {output}")
+    return 0

@@ -1,0 +1,303 @@
+"""Pretraining: masked autoencoding with self-distillation, on the training images alone.
+
+`python scripts/pretrain.py --data_dir FOLDER`, or `accelerate launch scripts/pretrain.py ...`.
+Writes a checkpoint for `finetune.py`, metrics.jsonl, curves.png, reconstructions.png,
+splits.json, pretrain_recipe.yaml and all_results.json into --output_dir.
+"""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..configuration_sssd import DISTILLATION_PRESETS, SSSDConfig
+from ..data.augment import NUM_UNIFORMS, Augmentation, augment
+from ..modeling_sssd import SSSDForPreTraining, sample_uniform
+from ..training.loop import Log, LoopSettings, Stage, steps_per_epoch, train
+from ..training.optimization import cosine_with_warmup, parameter_groups
+from ..training.seeding import image_seeds
+from . import common
+from .arguments import (
+    DistillationArguments,
+    ModelArguments,
+    PretrainAugmentation,
+    TrainingArguments,
+    parse,
+)
+
+logger = logging.getLogger("sssd_hf")
+
+
+def config_options(model: ModelArguments) -> dict[str, Any]:
+    """The fields of the config that the user gave."""
+    options = {
+        name: getattr(model, name)
+        for name in ("image_size", "patch_size", "num_channels")
+        if getattr(model, name) is not None
+    }
+    import yaml
+
+    for pair in filter(None, (model.config_overrides or "").split(",")):
+        name, equals, value = pair.partition("=")
+        if not equals or not hasattr(SSSDConfig(), name.strip()):
+            raise ValueError(
+                f"--config_overrides: {pair!r}; expected name=value with a field of SSSDConfig."
+            )
+        options[name.strip()] = yaml.safe_load(value)
+    return options
+
+
+def build_model(model: ModelArguments, losses: DistillationArguments) -> SSSDForPreTraining:
+    options = dict(DISTILLATION_PRESETS[losses.distillation])
+    if losses.distillation != "mae":
+        options.setdefault("distillation_weight", SSSDConfig().distillation_weight)
+    for name in ("mask_ratio", "norm_pix_loss", "distillation_weight"):
+        if getattr(losses, name) is not None:
+            options[name] = getattr(losses, name)
+    options |= config_options(model)
+    if model.model_name_or_path:
+        return SSSDForPreTraining.from_pretrained(
+            model.model_name_or_path, revision=model.model_revision, **options
+        )
+    options = {"image_size": 112, "num_channels": 1, **options}
+    return SSSDForPreTraining(SSSDConfig.from_size(model.model_size, model.decoder, **options))
+
+
+def peak_learning_rate(training: TrainingArguments, global_batch: int, default: float) -> float:
+    if training.learning_rate is not None and training.base_learning_rate is not None:
+        raise ValueError("Give --learning_rate or --base_learning_rate, not both.")
+    if training.base_learning_rate is not None:
+        return training.base_learning_rate * global_batch / 256
+    return training.learning_rate or default
+
+
+def loop_settings(training: TrainingArguments, num_images: int, processes: int) -> LoopSettings:
+    settings = LoopSettings(
+        total_steps=1,
+        batch_size=training.per_device_train_batch_size,
+        accumulation=training.gradient_accumulation_steps,
+        max_grad_norm=training.max_grad_norm,
+        logging_steps=training.logging_steps,
+        seed=training.seed,
+    )
+    per_epoch = steps_per_epoch(num_images, settings, processes)
+    settings.total_steps = training.max_train_steps or max(
+        1, round(training.num_train_epochs * per_epoch)
+    )
+    if training.eval_epochs:
+        settings.eval_steps = max(1, round(training.eval_epochs * per_epoch))
+    return settings
+
+
+def augmentation_of(arguments: PretrainAugmentation) -> Augmentation:
+    return Augmentation(
+        min_scale=arguments.min_crop_scale,
+        flip=arguments.horizontal_flip,
+        rotation=arguments.rotation,
+        brightness=arguments.brightness,
+        contrast=arguments.contrast,
+    )
+
+
+def augmented_batch(
+    images: common.Images,
+    index: torch.Tensor,
+    epoch: int,
+    seed: int,
+    augmentation: Augmentation,
+    statistics: tuple[list[float], list[float]],
+) -> dict[str, torch.Tensor]:
+    """Normalised, augmented images and the seeds from which the model draws what is random."""
+    index = index.to(images.rows.device)
+    rows = images.rows[index]
+    uniform = sample_uniform(image_seeds(seed, epoch, rows, "augment"), 0, NUM_UNIFORMS)
+    pixels = augment(images.large[index], images.pixels.shape[2:], uniform, augmentation)
+    return {
+        "pixel_values": common.normalize(pixels, *statistics),
+        "sample_seeds": image_seeds(seed, epoch, rows, "model"),
+    }
+
+
+@torch.no_grad()
+def held_out_losses(
+    model: SSSDForPreTraining,
+    images: common.Images,
+    statistics: tuple[list[float], list[float]],
+    batch_size: int,
+    accelerator: Any = None,
+) -> dict[str, float]:
+    """Losses on held-out images, whole and with one fixed mask each, and the reconstruction loss as
+    a share of what predicting every patch's mean costs."""
+    processes = accelerator.num_processes if accelerator else 1
+    rank = accelerator.process_index if accelerator else 0
+    sums = torch.zeros(4, device=images.rows.device, dtype=torch.float64)
+    for i, index in enumerate(torch.arange(len(images)).split(batch_size)):
+        if i % processes != rank:
+            continue
+        index = index.to(images.rows.device)
+        pixel_values = common.normalize(images.pixels[index], *statistics)
+        seeds = image_seeds(0, 0, images.rows[index], "evaluate")
+        output = model(pixel_values, sample_seeds=seeds)
+        target = model.patchify(pixel_values)
+        flat = target.mean(-1, keepdim=True).expand_as(target)  # predicts each patch's mean
+        if model.config.norm_pix_loss:
+            flat = torch.zeros_like(flat)
+        flat_loss = model.reconstruction_loss(pixel_values, flat, output.mask)
+        distillation = output.distillation_loss
+        if distillation is None:
+            distillation = torch.zeros_like(flat_loss)
+        values = [output.reconstruction_loss, flat_loss, distillation, torch.ones_like(flat_loss)]
+        sums += torch.stack(values).to(sums) * len(index)
+    if processes > 1:
+        sums = accelerator.reduce(sums, "sum")
+    reconstruction, flat, distillation, count = sums.tolist()
+    metrics = {
+        "eval_reconstruction_loss": reconstruction / count,
+        "eval_reconstruction_ratio": reconstruction / flat,
+    }
+    if model.distillation is not None:
+        metrics["eval_distillation_loss"] = distillation / count
+    return metrics
+
+
+@torch.no_grad()
+def write_reconstructions(
+    model: SSSDForPreTraining,
+    images: common.Images,
+    statistics: tuple[list[float], list[float]],
+    path: Path,
+    count: int = 6,
+) -> None:
+    """Input, masked, reconstruction, and the reconstruction pasted into the visible patches. With
+    pixels normalised by patch, each patch's mean and contrast are taken from the input."""
+    from ..evaluation.plots import plot_reconstructions
+
+    chosen = torch.linspace(0, len(images) - 1, min(count, len(images))).long()
+    chosen = chosen.to(images.rows.device)
+    pixel_values = common.normalize(images.pixels[chosen], *statistics)
+    seeds = image_seeds(0, 0, images.rows[chosen], "evaluate")
+    output = model(pixel_values, sample_seeds=seeds)
+    target, predicted = model.patchify(pixel_values), output.logits.float()
+    if model.config.norm_pix_loss:
+        variance, mean = torch.var_mean(target, dim=-1, keepdim=True)
+        predicted = predicted * (variance + 1e-6).sqrt() + mean
+    hidden = output.mask[..., None]
+
+    def show(patches: torch.Tensor) -> Any:
+        x = model.unpatchify(patches, model.config.grid_size).permute(0, 2, 3, 1)
+        mean, std = (torch.tensor(v[: x.shape[-1]], device=x.device) for v in statistics)
+        return (x * std + mean).clamp(0, 1).squeeze(-1).cpu().numpy()
+
+    grey = torch.full_like(target, (0.5 - statistics[0][0]) / statistics[1][0])
+    plot_reconstructions(
+        show(target),
+        show(torch.where(hidden > 0, grey, target)),
+        show(predicted),
+        show(torch.where(hidden > 0, predicted, target)),
+        path,
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = parse("pretrain", __doc__, argv)
+    data_arguments, model_arguments, losses, augmentation_arguments, training = arguments
+    accelerator = common.start(training)
+    output = Path(training.output_dir)
+    dataset = common.load_data(data_arguments)
+    splits = common.split_data(dataset, data_arguments, training.seed, [training.output_dir])
+    rows = splits["train"][: data_arguments.max_train_samples]
+    model = build_model(model_arguments, losses)
+    config = model.config
+    size = tuple(n * p for n, p in zip(config.grid_size, model.encoder.embeddings.patch))
+    statistics = common.read_statistics(model_arguments.model_name_or_path)
+    if accelerator.is_main_process:
+        common.save_run(output, "pretrain", arguments, dataset, splits, data_arguments)
+        logger.info(
+            f"pretraining on {len(rows)} images, {len(splits['validation'])} held out; "
+            f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters"
+        )
+    images = common.decode_split(dataset, rows, size, config.num_channels, accelerator, large=True)
+    held_out = None
+    if splits["validation"]:
+        held_out = common.decode_split(
+            dataset, splits["validation"], size, config.num_channels, accelerator
+        )
+
+    settings = loop_settings(training, len(images), accelerator.num_processes)
+    global_batch = settings.batch_size * settings.accumulation * accelerator.num_processes
+    learning_rate = peak_learning_rate(training, global_batch, default=5e-4)
+    optimizer = torch.optim.AdamW(
+        parameter_groups(model, learning_rate, training.weight_decay),
+        betas=(0.9, 0.95),
+        fused=True,
+    )
+    warmup = training.num_warmup_steps
+    if warmup is None:
+        warmup = round(training.warmup_ratio * settings.total_steps)
+    scheduler = cosine_with_warmup(optimizer, warmup, settings.total_steps)
+    plain = model
+    model, optimizer = accelerator.prepare(model, optimizer)
+    augmentation = augmentation_of(augmentation_arguments)
+
+    def log_values(output: Any) -> dict[str, torch.Tensor]:
+        values = {"reconstruction_loss": output.reconstruction_loss}
+        if output.distillation_loss is not None:
+            values["distillation_loss"] = output.distillation_loss
+        return values
+
+    def after_step(step: int, sums: dict | None) -> dict[str, torch.Tensor]:
+        if sums is None:
+            return {}
+        plain.update_teacher(step, settings.total_steps, sums)
+        return {
+            "distillation_weight": plain.distillation.teacher_weight.clone(),
+            "target_std": plain.distillation.target_std(sums),
+        }
+
+    def evaluate(step: int) -> dict[str, float]:
+        if held_out is None:
+            return {}
+        batch_size = training.per_device_eval_batch_size
+        return held_out_losses(plain, held_out, statistics, batch_size, accelerator)
+
+    stage = Stage(
+        make_batch=lambda index, epoch: augmented_batch(
+            images, index, epoch, training.seed, augmentation, statistics
+        ),
+        batch_weight=lambda batch: torch.tensor(
+            float(len(batch["pixel_values"])), device=accelerator.device
+        ),
+        log_values=log_values,
+        after_step=after_step,
+        evaluate=evaluate,
+    )
+    plain.update_teacher(0, settings.total_steps)
+    log = Log(output / "metrics.jsonl" if accelerator.is_main_process else None)
+    speed = train(accelerator, model, optimizer, scheduler, len(images), stage, settings, log)
+    if not accelerator.is_main_process:
+        return 0
+    plain.eval()
+    common.save_checkpoint(plain, output, statistics)
+    from ..evaluation.plots import plot_training_curves
+
+    plot_training_curves(output / "metrics.jsonl", output / "curves.png")
+    if held_out is not None:
+        write_reconstructions(plain, held_out, statistics, output / "reconstructions.png")
+    last: dict[str, Any] = {}
+    for record in log.records:
+        last |= record
+    results = {
+        "num_train_images": len(images),
+        "num_processes": accelerator.num_processes,
+        "learning_rate_peak": learning_rate,
+        **last,
+        **speed,
+        "versions": common.versions(),
+    }
+    common.write_json(output / "all_results.json", results)
+    logger.info(
+        f"done in {speed['train_runtime'] / 60:.1f} min, "
+        f"{speed['train_images_per_second']:.0f} images/s; checkpoint in {output}"
+    )
+    return 0

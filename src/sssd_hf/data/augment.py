@@ -1,0 +1,76 @@
+"""Augmentation of a whole batch in tensor code, on the device the batch lies on.
+
+Every function takes the random numbers as an argument, uniform in [0, 1), one row an image: what an
+image gets does not depend on its neighbours in the batch.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+NUM_UNIFORMS = 8  # numbers an image needs
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Ranges of the random changes; zero (or scale 1) switches one off.
+
+    Args:
+        min_scale: the smallest share of the image's area that a crop keeps, 0 < min_scale <= 1.
+        max_aspect: a crop's sides differ by at most this factor, >= 1.
+        flip: probability of a horizontal flip.
+        rotation: degrees to either side.
+        brightness, contrast: largest relative change, 0 to 1.
+    """
+
+    min_scale: float = 1.0
+    max_aspect: float = 4 / 3
+    flip: float = 0.5
+    rotation: float = 0.0
+    brightness: float = 0.0
+    contrast: float = 0.0
+
+
+def affine_matrices(uniform: torch.Tensor, augmentation: Augmentation) -> torch.Tensor:
+    """(batch, 2, 3) matrices from output to input, both in [-1, 1] (x right, y down)."""
+    area = 1 - uniform[:, 0] * (1 - augmentation.min_scale)
+    aspect = augmentation.max_aspect ** (uniform[:, 1] - 0.5)  # a side's factor, its root on each
+    width, height = (area.sqrt() * aspect).clamp(max=1), (area.sqrt() / aspect).clamp(max=1)
+    center_x = (2 * uniform[:, 2] - 1) * (1 - width)
+    center_y = (2 * uniform[:, 3] - 1) * (1 - height)
+    width = torch.where(uniform[:, 4] < augmentation.flip, -width, width)
+    angle = torch.deg2rad((2 * uniform[:, 5] - 1) * augmentation.rotation)
+    cos, sin = angle.cos(), angle.sin()
+    rows = [width * cos, -height * sin, center_x, width * sin, height * cos, center_y]
+    return torch.stack(rows, dim=1).unflatten(1, (2, 3))
+
+
+def augment(
+    images: torch.Tensor,
+    size: tuple[int, int],
+    uniform: torch.Tensor,
+    augmentation: Augmentation,
+) -> torch.Tensor:
+    """Random resized crop, flip, rotation, brightness and contrast.
+
+    Args:
+        images: (batch, channels, H, W) uint8.
+        size: (height, width) of the result.
+        uniform: (batch, NUM_UNIFORMS) in [0, 1).
+
+    Returns:
+        (batch, channels, height, width) fp32 in 0 to 255.
+    """
+    matrices = affine_matrices(uniform, augmentation)
+    grid = F.affine_grid(matrices, [len(images), 1, *size], align_corners=False)
+    result = F.grid_sample(
+        images.float(), grid, mode="bilinear", padding_mode="reflection", align_corners=False
+    )
+    if augmentation.brightness or augmentation.contrast:
+        brightness = 255 * augmentation.brightness * (2 * uniform[:, 6] - 1)
+        contrast = 1 + augmentation.contrast * (2 * uniform[:, 7] - 1)
+        mean = result.mean((1, 2, 3), keepdim=True)
+        result = (result - mean) * contrast.view(-1, 1, 1, 1) + mean + brightness.view(-1, 1, 1, 1)
+        result = result.clamp(0, 255)
+    return result

@@ -1,0 +1,59 @@
+"""Parameter groups and the learning-rate schedule."""
+
+import math
+import re
+
+import torch
+from torch import nn
+
+
+def layer_index(name: str, num_layers: int) -> int:
+    """0: embeddings; 1 ... num_layers: the encoder's layers; num_layers + 1: all that follows."""
+    if name.startswith("encoder.embeddings."):
+        return 0
+    match = re.match(r"encoder\.layers\.(\d+)\.", name)
+    return int(match[1]) + 1 if match else num_layers + 1
+
+
+def parameter_groups(
+    model: nn.Module, learning_rate: float, weight_decay: float, layer_decay: float = 1.0
+) -> list[dict]:
+    """Groups for an optimiser over the trained parameters.
+
+    No weight decay on norms, biases, positions and tokens (as MAE and timm have it). With
+    `layer_decay` < 1 the learning rate falls by that factor with each layer below the head (BEiT,
+    arXiv 2106.08254).
+    """
+    num_layers = model.config.num_hidden_layers
+    groups: dict[tuple[int, bool], dict] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        plain = parameter.ndim <= 1 or name.endswith(
+            ("cls_token", "mask_token", "position_embeddings")
+        )
+        layer = layer_index(name, num_layers)
+        group = groups.setdefault(
+            (layer, plain),
+            {
+                "params": [],
+                "lr": learning_rate * layer_decay ** (num_layers + 1 - layer),
+                "weight_decay": 0.0 if plain else weight_decay,
+            },
+        )
+        group["params"].append(parameter)
+    return list(groups.values())
+
+
+def cosine_with_warmup(
+    optimizer: torch.optim.Optimizer, warmup_steps: int, total_steps: int
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """Linear from 0 over `warmup_steps`, then half a cosine to 0 at `total_steps`."""
+
+    def factor(step: int) -> float:
+        if step < warmup_steps:
+            return (step + 1) / warmup_steps
+        progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
