@@ -1,0 +1,31 @@
+# `make demo` and `make test` are all a new machine needs; the environment is made in .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.PHONY: demo test test-all style install clean
+
+install: $(INSTALLED)
+
+$(INSTALLED): setup.cfg pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and "Python >= 3.11 is needed, %s is %d.%d; name another: make PYTHON=python3.12 ..." % (sys.executable, v[0], v[1]))'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@touch $@
+
+demo: $(INSTALLED)
+	$(BIN)/python scripts/demo.py
+
+style: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+test: style
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+test-all: test
+	$(BIN)/python -m pytest -m slow
+
+clean:
+	rm -rf .venv demo .pytest_cache .ruff_cache build src/*.egg-info

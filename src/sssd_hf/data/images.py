@@ -1,0 +1,145 @@
+"""Reading one image file safely: the format is judged by content, the size before decoding."""
+
+import io
+import os
+import stat
+from contextlib import closing
+from pathlib import Path
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+ALLOWED_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP")
+# What a folder walk picks up. A file's content decides how it is read, whatever its suffix says.
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
+MAX_PIXELS = 100_000_000
+
+
+class ImageError(ValueError):
+    """An image that cannot be used; the message names the file, the reason and what to do."""
+
+
+def load_image(source: str | os.PathLike | bytes | dict, num_channels: int) -> Image.Image:
+    """Read one image as 8-bit grey (mode "L") or colour (mode "RGB").
+
+    The result is what the stock pipeline sees: EXIF orientation applied, then Pillow's `convert`
+    (alpha is dropped, not blended). Images deeper than 8 bits with one channel (modes I;16*, I, F)
+    are scaled linearly from their own minimum..maximum to 0..255, a constant image to 0; Pillow
+    itself reads 16-bit colour as its upper 8 bits. File metadata is not carried over.
+
+    Args:
+        source: path, encoded bytes, or the dict `{"path": ..., "bytes": ...}` that
+            `datasets.Image(decode=False)` gives (bytes are preferred where both are there).
+        num_channels: 1 or 3.
+
+    Raises:
+        ImageError: missing, empty, truncated or damaged file, a format outside
+            `ALLOWED_FORMATS`, more than `MAX_PIXELS` pixels, more than one frame, or values that
+            are not finite. No other exception leaves, whatever the bytes.
+        ValueError: `num_channels` is neither 1 nor 3.
+    """
+    if num_channels not in (1, 3):
+        raise ValueError(f"num_channels is {num_channels!r}, expected 1 (grey) or 3 (colour)")
+    name, stream = _open_stream(source)
+    with closing(stream):
+        try:
+            return _decode(name, stream, "L" if num_channels == 1 else "RGB")
+        except ImageError:
+            raise
+        except UnidentifiedImageError as exc:
+            raise ImageError(
+                f"{name}: the content is not a readable {', '.join(ALLOWED_FORMATS)} image "
+                "(the suffix does not count): convert it to PNG, or copy it again if it is damaged"
+            ) from exc
+        except Image.DecompressionBombError as exc:  # Pillow's own limit, reached inside open()
+            raise ImageError(_too_large(name, str(exc))) from exc
+        except Exception as exc:  # decoders raise anything on hostile bytes, MemoryError included
+            raise ImageError(
+                f"{name}: cannot be decoded ({type(exc).__name__}: {exc}), the file is truncated, "
+                "damaged or of an unusual kind: copy it again or save it anew as 8-bit PNG"
+            ) from exc
+
+
+def _open_stream(source):
+    """The name for messages and an open binary stream."""
+    name = "image given as bytes"
+    if isinstance(source, dict):
+        path, data = source.get("path"), source.get("bytes")
+        name = str(path or name)
+        source = path if data is None else data
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        if not source:
+            raise ImageError(f"{name}: is empty (0 bytes): copy the file again or remove it")
+        return name, io.BytesIO(source)
+    if not isinstance(source, (str, os.PathLike)) or not str(source):
+        raise ImageError(f"{name}: found {source!r}, expected a path or the bytes of an image file")
+    path = Path(source)
+    try:
+        status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
+            raise ImageError(f"{path}: is a folder, expected an image file: give one file's path")
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+            raise ImageError(f"{path}: is not a regular file: copy the image to a normal file")
+        if status.st_size == 0:
+            raise ImageError(f"{path}: is empty (0 bytes): copy the file again or remove it")
+        return str(path), path.open("rb")
+    except FileNotFoundError as exc:
+        raise ImageError(f"{path}: does not exist: check the path and the metadata row") from exc
+    except ImageError:
+        raise
+    except (OSError, ValueError) as exc:  # ValueError: a NUL character in the path
+        raise ImageError(
+            f"{str(path)!r}: cannot be read ({exc}): check the path and its permissions"
+        ) from exc
+
+
+def _decode(name, stream, mode):
+    with Image.open(stream, formats=ALLOWED_FORMATS) as image:
+        width, height = image.size  # from the header, nothing is decoded yet
+        if width * height > MAX_PIXELS:
+            raise ImageError(_too_large(name, f"{width} x {height} pixels"))
+        if _has_second_frame(image):
+            raise ImageError(
+                f"{name}: holds more than one frame, expected one image: split it into one file "
+                "per frame (a volume into slices) and list each of them"
+            )
+        image.load()
+        image = ImageOps.exif_transpose(image)
+        if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+            image = _to_8_bit(name, image)
+        image.info.pop("transparency", None)  # alpha is dropped anyway, and Pillow would warn
+        image = image.convert(mode)
+    image.info = {}
+    return image
+
+
+def _has_second_frame(image):
+    # seek(1), not n_frames: counting walks the whole file, which a hostile TIFF makes endless
+    try:
+        image.seek(1)
+    except EOFError:
+        return False
+    return True
+
+
+def _to_8_bit(name, image):
+    import numpy as np
+
+    values = np.asarray(image).astype(np.float64)
+    if not np.isfinite(values).all():
+        raise ImageError(
+            f"{name}: holds NaN or infinite values, expected finite ones: replace them by a number "
+            "when the image is exported"
+        )
+    values -= values.min()
+    span = values.max()
+    if span > 0:
+        values /= span
+        values *= 255
+    return Image.fromarray(np.rint(values).astype(np.uint8))
+
+
+def _too_large(name, found):
+    return (
+        f"{name}: too large, {found}, expected at most {MAX_PIXELS:,} pixels: "
+        "reduce it or cut it into tiles first"
+    )
