@@ -3,9 +3,11 @@
 This file travels with a checkpoint as remote code: it imports torch and transformers only.
 """
 
+import math
 from typing import Any
 
 from transformers import ViTMAEConfig
+from transformers.activations import ACT2FN
 
 # (hidden_size, num_hidden_layers, num_attention_heads), the ViT sizes of timm
 _SIZES = {"tiny": (192, 12, 3), "small": (384, 12, 6), "base": (768, 12, 12)}
@@ -53,6 +55,7 @@ _CHOICES = {
     "distillation_target": ("layer_norm", "standardize", "standardize_per_position", "raw"),
     "distillation_teacher_head": ("ema", "shared", "joint"),
 }
+_ABOVE_0, _BELOW_1 = math.nextafter(0.0, 1.0), math.nextafter(1.0, 0.0)
 # field -> (lowest, highest, what is allowed), ends included
 _RANGES = {
     "hidden_size": (1, None, "an integer >= 1"),
@@ -66,11 +69,14 @@ _RANGES = {
     "layer_norm_eps": (0.0, None, "a number >= 0"),
     "initializer_range": (0.0, None, "a number >= 0"),
     "mask_ratio": (0.0, 1.0, "a number from 0 to 1"),
-    "hidden_dropout_prob": (0.0, 1.0, "a number from 0 to 1"),
-    "attention_probs_dropout_prob": (0.0, 1.0, "a number from 0 to 1"),
+    "hidden_dropout_prob": (0.0, _BELOW_1, "a number >= 0 and < 1"),
+    "attention_probs_dropout_prob": (0.0, _BELOW_1, "a number >= 0 and < 1"),
+    "drop_path_rate": (0.0, _BELOW_1, "a number >= 0 and < 1"),
     "label_smoothing": (0.0, 1.0, "a number from 0 to 1"),
     "distillation_weight": (0.0, None, "a number >= 0 (at most 1 where the weighting is convex)"),
     "distillation_warmup_ratio": (0.0, 1.0, "a number from 0 to 1"),
+    "distillation_student_temperature": (_ABOVE_0, None, "a number > 0"),
+    "distillation_teacher_temperature": (_ABOVE_0, None, "a number > 0"),
     "distillation_center_momentum": (0.0, 1.0, "a number from 0 to 1"),
     "distillation_teacher_momentum": (0.0, 1.0, "a number from 0 to 1"),
     "distillation_num_prototypes": (2, None, "an integer >= 2"),
@@ -121,13 +127,15 @@ class SSSDConfig(ViTMAEConfig):
     """
 
     model_type = "sssd"
-    keys_to_ignore_at_inference = (
+    keys_to_ignore_at_inference = [  # a list: Trainer appends to it
+        "reconstruction_loss",
+        "distillation_loss",
         "mask",
         "ids_restore",
         "encoder_last_hidden_state",
         "decoder_last_hidden_state",
         "distillation_statistics",
-    )
+    ]
 
     layer_norm_eps: float = 1e-6
     norm_pix_loss: bool = True
@@ -147,10 +155,10 @@ class SSSDConfig(ViTMAEConfig):
     distillation_stop_gradient: bool = True
     distillation_teacher_head: str = "ema"
     distillation_layer: int | None = None
-    distillation_student_temperature: float = 0.1
-    distillation_teacher_temperature: float = 0.04
-    distillation_center_momentum: float = 0.9
-    distillation_teacher_momentum: float = 0.996
+    distillation_student_temperature: float | int = 0.1
+    distillation_teacher_temperature: float | int = 0.04
+    distillation_center_momentum: float | int = 0.9
+    distillation_teacher_momentum: float | int = 0.996
     distillation_num_prototypes: int = 4096
     distillation_head_hidden_size: int = 2048
     distillation_bottleneck_size: int = 256
@@ -219,25 +227,37 @@ class SSSDConfig(ViTMAEConfig):
     def validate_ranges(self) -> None:
         """Raise ValueError for values with which no model can be built."""
         for field, (lowest, highest, allowed) in _RANGES.items():
-            value = getattr(self, field)
-            # written so that a NaN fails
-            if not (value >= lowest and (highest is None or value <= highest)):
+            value, types = getattr(self, field), int if "integer" in allowed else (int, float)
+            number = isinstance(value, types) and not isinstance(value, bool)
+            if not (number and math.isfinite(value) and lowest <= value <= (highest or math.inf)):
                 self._fail(field, allowed)
         for field, choices in _CHOICES.items():
             if getattr(self, field) not in choices:
                 self._fail(field, ", ".join(map(repr, choices)))
         if self.num_channels not in (1, 3):
             self._fail("num_channels", "1 (grey) or 3 (RGB)")
-        if not 0 <= self.drop_path_rate < 1:
-            self._fail("drop_path_rate", "a number >= 0 and < 1")
+        if self.hidden_act not in ACT2FN:
+            self._fail("hidden_act", ", ".join(map(repr, ACT2FN)))
+        if self.num_labels < 1:
+            self._fail("num_labels", "an integer >= 1")
         self._validate_shapes()
         self._validate_distillation()
         if self.class_weights is not None and not (
             len(self.class_weights) == self.num_labels
-            and all(weight >= 0 for weight in self.class_weights)
+            and all(0 <= weight < math.inf for weight in self.class_weights)
             and sum(self.class_weights) > 0
         ):
             self._fail("class_weights", f"{self.num_labels} weights (num_labels) >= 0, one above 0")
+
+    def validate_mask(self) -> None:
+        """Raise ValueError where the mask leaves nothing to see or nothing to predict."""
+        visible = int(self.num_patches * (1 - self.mask_ratio))
+        if not 0 < visible < self.num_patches:
+            self._fail(
+                "mask_ratio",
+                f"what leaves a visible and a masked patch; it leaves {visible} of "
+                f"{self.num_patches} patches visible",
+            )
 
     def _validate_shapes(self) -> None:
         for field in ("image_size", "patch_size"):
@@ -260,9 +280,8 @@ class SSSDConfig(ViTMAEConfig):
     def _validate_distillation(self) -> None:
         if self.distillation_weighting == "convex" and self.distillation_weight > 1:
             self._fail("distillation_weight", "at most 1 where distillation_weighting='convex'")
-        for field in ("distillation_student_temperature", "distillation_teacher_temperature"):
-            if not getattr(self, field) > 0:
-                self._fail(field, "a number > 0")
+        if not isinstance(self.distillation_stop_gradient, bool):
+            self._fail("distillation_stop_gradient", "True or False")
         if self.distillation_tokens == "all" and self.distillation_pooling == "none":
             self._fail(
                 "distillation_tokens", "'all' needs distillation_pooling='features'/'logits'"
@@ -271,6 +290,9 @@ class SSSDConfig(ViTMAEConfig):
             self._fail("distillation_distance", "'cross_entropy' with the 'dino' head, and only it")
         if self.distillation_pooling == "logits" and self.distillation_head != "dino":
             self._fail("distillation_pooling", "'logits' needs distillation_head='dino'")
+        pooled = self.distillation_pooling == "features"
+        if pooled and self.distillation_target == "standardize_per_position":
+            self._fail("distillation_target", "any other with distillation_pooling='features'")
         if (
             self.distillation_head == "dino"
             and self.distillation_teacher_head == "joint"
@@ -281,5 +303,5 @@ class SSSDConfig(ViTMAEConfig):
                 "'ema' or 'shared' (behind a stop-gradient a joint teacher head would never train)",
             )
         layer = self.distillation_layer
-        if layer is not None and not 0 <= layer < self.decoder_num_hidden_layers:
+        if layer not in (None, *range(self.decoder_num_hidden_layers)):
             self._fail("distillation_layer", f"None, or 0 to {self.decoder_num_hidden_layers - 1}")

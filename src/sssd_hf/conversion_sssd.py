@@ -11,14 +11,26 @@ import argparse
 import json
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
-from transformers import PretrainedConfig
-from transformers.utils import cached_file
+from transformers import (
+    PretrainedConfig,
+    PreTrainedModel,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTMAEConfig,
+    ViTMAEForPreTraining,
+)
+from transformers.utils import cached_file, logging
+
+from .configuration_sssd import SSSDConfig, as_pair
+
+logger = logging.get_logger(__name__)
 
 StateDict = dict[str, torch.Tensor]
 
@@ -183,6 +195,29 @@ def to_stock(state_dict: StateDict, generation: str = "new") -> StateDict:
     return result
 
 
+def from_stock_model(cls: type, model: PreTrainedModel, **fields: Any) -> PreTrainedModel:
+    """A `cls` (SSSDForPreTraining) with the weights of a live `ViTMAEForPreTraining`."""
+    config = cls.config_class(**{**config_from_stock(model.config.to_dict()), **fields})
+    result = cls(config).to(model.device, model.dtype).train(model.training)
+    missing, unexpected = result.load_state_dict(from_stock(model.state_dict()), strict=False)
+    lacking = [key for key in missing if not key.startswith("distillation.")]
+    if lacking or unexpected:
+        raise ValueError(f"Not a ViTMAEForPreTraining: lacks {lacking}, has {unexpected}.")
+    return result
+
+
+def to_stock_model(model: PreTrainedModel, model_type: str) -> PreTrainedModel:
+    """A live `ViTMAEForPreTraining` (`"vit_mae"`) or `ViTForImageClassification` (`"vit"`)."""
+    config_class, cls = {
+        "vit_mae": (ViTMAEConfig, ViTMAEForPreTraining),
+        "vit": (ViTConfig, ViTForImageClassification),
+    }[model_type]
+    config = config_class(**config_to_stock(model.config.to_dict(), model_type))
+    result = cls(config).to(model.device, model.dtype).train(model.training)
+    result.load_state_dict(to_stock(model.state_dict()))
+    return result
+
+
 def from_mae(checkpoint: dict[str, Any]) -> tuple[dict[str, Any], StateDict]:
     """(fields of `SSSDConfig`, state dict) from an original MAE checkpoint, `{"model": ...}`.
 
@@ -229,6 +264,8 @@ def from_mae(checkpoint: dict[str, Any]) -> tuple[dict[str, Any], StateDict]:
             "decoder_num_attention_heads": 16,
             "decoder_intermediate_size": result["decoder.layers.0.mlp.fc1.weight"].shape[0],
         }
+    if "classifier.weight" in result:
+        fields["num_labels"] = result["classifier.weight"].shape[0]
     return fields, result
 
 
@@ -339,91 +376,130 @@ def read_mae_checkpoint(path: str | os.PathLike) -> tuple[dict[str, Any], StateD
 
 @dataclass
 class ForeignCheckpoint:
-    """A checkpoint on its way into SSSD: config fields, weights under SSSD's names, and what its
+    """A checkpoint on its way into SSSD: its config, its weights under SSSD's names, and what its
     images are normalised with."""
 
     name: str
-    fields: dict[str, Any]
+    config: SSSDConfig
     state_dict: StateDict
     mean: list[float]
     std: list[float]
 
-    def build_config(self, config_class: type, kwargs: dict[str, Any]) -> tuple[Any, dict]:
-        """(config, the arguments left for `PreTrainedModel.from_pretrained`)."""
-        kwargs = dict(kwargs)
-        given = kwargs.pop("config", None)
-        if given is not None:
-            return given, kwargs
-        known = config_class()
-        overrides = {
-            key: kwargs.pop(key)
-            for key in list(kwargs)
-            if hasattr(known, key) and key not in _LOADING_OPTIONS
-        }
-        fields = dict(self.fields)
+    def target_config(self, kwargs: dict[str, Any]) -> tuple[SSSDConfig, dict[str, Any]]:
+        """(the config to build with, the arguments left for `from_pretrained`)."""
+        if kwargs.get("config") is not None:
+            return kwargs["config"], {k: v for k, v in kwargs.items() if k != "config"}
+        known, fields = self.config.to_dict(), self.config.to_dict()
+        # num_labels is no field of its own: id2label tells it
+        overrides = {k: v for k, v in kwargs.items() if k in known or k == "num_labels"}
+        overrides = {k: v for k, v in overrides.items() if k not in _LOADING_OPTIONS}
         if {"num_labels", "id2label", "label2id"} & overrides.keys():
             fields = {k: v for k, v in fields.items() if k not in ("id2label", "label2id")}
-        return config_class(**{**fields, **overrides}), kwargs
+        left = {k: v for k, v in kwargs.items() if k not in overrides and k != "config"}
+        return type(self.config)(**{**fields, **overrides}), left
+
+    def fit_to(self, config: SSSDConfig, parts: tuple[str, ...]) -> StateDict:
+        """The weights of `parts` (first words of the names), for `config`'s image size and
+        channels.
+
+        Raises:
+            ValueError: another patch size, or one channel asked to become three.
+        """
+        own, weights = self.config, self.state_dict
+        patch = as_pair(own.patch_size)
+        if patch != as_pair(config.patch_size):
+            raise ValueError(
+                f"{self.name} has patch_size={own.patch_size}, and the config asks for "
+                f"{config.patch_size}: patches can't be converted. Use the checkpoint's patch_size."
+            )
+        if own.num_channels != config.num_channels:
+            if (own.num_channels, config.num_channels) != (3, 1):
+                raise ValueError(
+                    f"{self.name} has num_channels={own.num_channels}, and the config asks for "
+                    f"{config.num_channels}; only three channels can become one (a one-channel "
+                    "SSSD model accepts three-channel images as it is)."
+                )
+            weights = to_one_channel(weights, patch[0] * patch[1], self.mean, self.std)
+        weights = resize_positions(weights, own.grid_size, config.grid_size)
+        return {key: tensor for key, tensor in weights.items() if key.split(".")[0] in parts}
+
+    def load_with(
+        self, load: Callable, parts: tuple[str, ...], new: tuple[str, ...], *args, **kwargs
+    ) -> Any:
+        """What `load`, a class's stock `from_pretrained`, makes of the converted weights.
+
+        Args:
+            parts: first words of the names of the weights that the class has.
+            new: beginnings of the names that may be missing; they are named in one warning.
+
+        Raises:
+            ValueError: other weights are missing, or some have no place in the model.
+        """
+        config, kwargs = self.target_config(kwargs)
+        want_info = kwargs.pop("output_loading_info", False)
+        state_dict = self.fit_to(config, parts)
+        verbosity = logging.get_verbosity()
+        logging.set_verbosity_error()  # the library's report can't name the checkpoint; ours does
+        try:
+            model, info = load(
+                None,
+                *args,
+                config=config,
+                state_dict=state_dict,
+                output_loading_info=True,
+                **kwargs,
+            )
+        finally:
+            logging.set_verbosity(verbosity)
+        model.name_or_path = model.config.name_or_path = self.name
+        missing = sorted(info["missing_keys"])
+        lacking = [key for key in missing if not key.startswith(new)]
+        own = model.state_dict().keys()  # an SSSDModel's without their first word
+        homeless = [key for key in state_dict if not {key, key.removeprefix("encoder.")} & own]
+        if lacking or homeless:
+            raise ValueError(
+                f"{self.name} does not fit the model: it lacks {lacking}, and of its weights these "
+                f"have no place: {homeless}. Leave depth, bias and the like as the checkpoint has "
+                "them."
+            )
+        if missing:
+            logger.warning(
+                f"{type(model).__name__} from {self.name}: new and untrained are "
+                f"{', '.join(missing)}."
+            )
+        return (model, info) if want_info else model
 
 
 def load_foreign(
-    name_or_path: str | os.PathLike, kwargs: dict[str, Any]
+    name_or_path: str | os.PathLike, config_class: type, kwargs: dict[str, Any]
 ) -> ForeignCheckpoint | None:
     """The checkpoint, converted; None where the stock `from_pretrained` can load it as it is.
 
     Args:
-        kwargs: those of `from_pretrained`.
+        kwargs: those of `from_pretrained`; a `config` given as a path is read.
     """
     name = str(name_or_path)
+    if isinstance(kwargs.get("config"), str | os.PathLike):
+        kwargs["config"] = config_class.from_pretrained(kwargs["config"])
     if name.endswith(".pth"):
         fields, weights = read_mae_checkpoint(name)
-        return ForeignCheckpoint(name, fields, weights, *_IMAGENET)
+        return ForeignCheckpoint(name, config_class(**fields), weights, *_IMAGENET)
     hub = {key: kwargs[key] for key in _HUB_OPTIONS if key in kwargs}
-    stored, _ = PretrainedConfig.get_config_dict(name, **hub)
-    if stored.get("model_type") != "sssd":
-        fields = config_from_stock(stored)
+    fields, _ = PretrainedConfig.get_config_dict(name, **hub)
+    if fields.get("model_type") != "sssd":
+        config = config_class(**config_from_stock(fields))
         weights, (mean, std) = read_checkpoint(name, **hub)
-        return ForeignCheckpoint(name, fields, from_stock(weights), mean, std)
-
-    def asked(field: str) -> Any:
-        if kwargs.get("config") is not None:
-            return getattr(kwargs["config"], field)
-        return kwargs.get(field, stored[field])
-
-    if all(asked(field) == stored[field] for field in ("image_size", "num_channels")):
+        return ForeignCheckpoint(name, config, from_stock(weights), mean, std)
+    stored, asked = config_class.from_dict(fields), kwargs.get("config")
+    for field in ("image_size", "num_channels"):
+        wanted = kwargs.get(
+            field, getattr(stored, field) if asked is None else getattr(asked, field)
+        )
+        if wanted != getattr(stored, field):
+            break
+    else:
         return None
     weights, (mean, std) = read_checkpoint(name, **hub)
     if not any(key.startswith("encoder.") for key in weights):  # a bare SSSDModel
         weights = {f"encoder.{key}": tensor for key, tensor in weights.items()}
     return ForeignCheckpoint(name, stored, weights, mean, std)
-
-
-def fit_to(checkpoint: ForeignCheckpoint, config: Any, parts: tuple[str, ...]) -> StateDict:
-    """The weights of `parts` (first words of the names), for `config`'s image size and channels.
-
-    Raises:
-        ValueError: another patch size, or one channel asked to become three.
-    """
-    fields, weights = checkpoint.fields, checkpoint.state_dict
-
-    def pair(value: Any) -> tuple[int, int]:
-        return (value, value) if isinstance(value, int) else (value[0], value[1])
-
-    patch = pair(fields["patch_size"])
-    if patch != pair(config.patch_size):
-        raise ValueError(
-            f"{checkpoint.name} has patch_size={fields['patch_size']}, and the config asks for "
-            f"{config.patch_size}: patches can't be converted. Use the checkpoint's patch_size."
-        )
-    if fields["num_channels"] != config.num_channels:
-        if (fields["num_channels"], config.num_channels) != (3, 1):
-            raise ValueError(
-                f"{checkpoint.name} has num_channels={fields['num_channels']}, and the config asks "
-                f"for {config.num_channels}; only three channels can become one (a one-channel "
-                "SSSD model accepts three-channel images as it is)."
-            )
-        weights = to_one_channel(weights, patch[0] * patch[1], checkpoint.mean, checkpoint.std)
-    image = pair(fields["image_size"])
-    grid = (image[0] // patch[0], image[1] // patch[1])
-    weights = resize_positions(weights, grid, config.grid_size)
-    return {key: tensor for key, tensor in weights.items() if key.split(".")[0] in parts}

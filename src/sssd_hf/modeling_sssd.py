@@ -6,42 +6,27 @@ weights and noise the outputs are equal to the stock classes'. Names of modules 
 This file travels with a checkpoint as remote code: it imports torch and transformers only.
 """
 
-from collections.abc import Callable
+import math
+from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
-from transformers import (
-    PreTrainedModel,
-    ViTConfig,
-    ViTForImageClassification,
-    ViTMAEConfig,
-    ViTMAEForPreTraining,
-)
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.utils import ModelOutput, logging
+from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_sssd import SSSDConfig, as_pair
-from .conversion_sssd import (
-    config_from_stock,
-    config_to_stock,
-    fit_to,
-    from_stock,
-    interpolate_positions,
-    load_foreign,
-    to_stock,
-)
+from .conversion_sssd import from_stock_model, interpolate_positions, load_foreign, to_stock_model
 from .distillation_sssd import DINOHead, SelfDistillation
 
-logger = logging.get_logger(__name__)
-
-GREY_WEIGHTS = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's convert("L")
+GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's convert("L")
 
 
 @dataclass
@@ -60,48 +45,47 @@ class SSSDForPreTrainingOutput(ModelOutput):
         hidden_states, attentions: of the encoder, where asked for.
     """
 
-    loss: torch.Tensor | None = None
-    reconstruction_loss: torch.Tensor | None = None
-    distillation_loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    mask: torch.Tensor | None = None
-    ids_restore: torch.Tensor | None = None
-    encoder_last_hidden_state: torch.Tensor | None = None
-    decoder_last_hidden_state: torch.Tensor | None = None
-    distillation_statistics: dict[str, torch.Tensor] | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
+    loss: Tensor | None = None
+    reconstruction_loss: Tensor | None = None
+    distillation_loss: Tensor | None = None
+    logits: Tensor | None = None
+    mask: Tensor | None = None
+    ids_restore: Tensor | None = None
+    encoder_last_hidden_state: Tensor | None = None
+    decoder_last_hidden_state: Tensor | None = None
+    distillation_statistics: dict[str, Tensor] | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
 
 
 # ---------------------------------------------------------------------- randomness of an image
 
 
-def _mix(x: torch.Tensor) -> torch.Tensor:
+def splitmix(x: Tensor) -> Tensor:
     """SplitMix64's finaliser (Steele et al. 2014) on int64, whose products wrap as uint64's do."""
     x = (x ^ ((x >> 30) & 0x3FFFFFFFF)) * -0x40A7B892E31B1A47
     x = (x ^ ((x >> 27) & 0x1FFFFFFFFF)) * -0x6B2FB644ECCEEE15
     return x ^ ((x >> 31) & 0x1FFFFFFFF)
 
 
-def sample_uniform(seeds: torch.Tensor, stream: int, *shape: int) -> torch.Tensor:
+def sample_uniform(seeds: Tensor, stream: int, *shape: int) -> Tensor:
     """Uniform numbers in [0, 1), (batch, *shape) fp32: a pure function of each image's int64 seed,
     the stream (what they are for) and the place, with the same bits on CPU and GPU."""
-    size = 1
-    for length in shape:
-        size *= length
-    counter = torch.arange(1, size + 1, device=seeds.device)
-    key = _mix(seeds + (stream + 1) * -0x61C8864680B583EB)
-    bits = _mix(key[:, None] + counter * -0x61C8864680B583EB)
-    return ((bits >> 40) & 0xFFFFFF).float().mul(2.0**-24).reshape(len(seeds), *shape)
+    # the products wrap to 64 bits; the odd constant is 2^64 over the golden ratio, as an int64
+    golden, purpose = -0x61C8864680B583EB, torch.full((), stream + 1, device=seeds.device)
+    key = splitmix(seeds + purpose * golden)
+    counter = torch.arange(1, math.prod(shape) + 1, device=seeds.device)
+    bits = splitmix(key[:, None] + counter * golden)
+    return ((bits >> 40) & 0xFFFFFF).float().mul(2.0**-24).reshape(seeds.shape[0], *shape)
 
 
 MASK_STREAM = 0  # layer i uses the streams 4 i + 4 ... 4 i + 7
 
 
-def _drop(x: torch.Tensor, rate: float, seeds: torch.Tensor | None, stream: int, *shape: int):
+def _drop(x: Tensor, rate: float, seeds: Tensor | None, stream: int, *shape: int):
     """`x` (batch, tokens, width) times a Bernoulli mask (batch, *shape), kept in expectation."""
     if seeds is None:
-        uniform = torch.rand((len(x), *shape), device=x.device)
+        uniform = torch.rand((x.shape[0], *shape), device=x.device)
     else:
         uniform = sample_uniform(seeds, stream, *shape)
     return x * ((uniform >= rate).to(x.dtype) / (1 - rate))
@@ -110,7 +94,7 @@ def _drop(x: torch.Tensor, rate: float, seeds: torch.Tensor | None, stream: int,
 # ---------------------------------------------------------------------- modules
 
 
-def sincos_positions(grid: tuple[int, int], width: int) -> torch.Tensor:
+def sincos_positions(grid: tuple[int, int], width: int) -> Tensor:
     """MAE's fixed 2-D position table (1, 1 + h * w, width): a zero row for CLS, then for each patch
     [sin x, cos x, sin y, cos y] (the width half first, as the original code lays it out)."""
     frequency = 10000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4))
@@ -120,7 +104,7 @@ def sincos_positions(grid: tuple[int, int], width: int) -> torch.Tensor:
     return F.pad(patches, (0, 0, 1, 0)).float()[None]
 
 
-def patchify(images: torch.Tensor, patch: tuple[int, int], pixels_first: bool) -> torch.Tensor:
+def patchify(images: Tensor, patch: tuple[int, int], pixels_first: bool) -> Tensor:
     """(batch, channels, H, W) -> (batch, patches, values); a patch's values run (row, column,
     channel) as in MAE's target, or (channel, row, column) as a convolution's weights do."""
     x = images.unflatten(3, (-1, patch[1])).unflatten(2, (-1, patch[0]))  # (b, c, h, p, w, q)
@@ -135,46 +119,40 @@ class SSSDEmbeddings(nn.Module):
         super().__init__()
         self.config = config
         self.patch = as_pair(config.patch_size)
-        self.cls_token = nn.Parameter(torch.empty(1, 1, config.hidden_size))
-        self.position_embeddings = nn.Parameter(
-            torch.empty(1, config.num_patches + 1, config.hidden_size)
-        )
-        self.projection = nn.Conv2d(
-            config.num_channels, config.hidden_size, self.patch, stride=self.patch
-        )
+        width = config.hidden_size
+        self.cls_token = nn.Parameter(torch.empty(1, 1, width))
+        self.position_embeddings = nn.Parameter(torch.empty(1, config.num_patches + 1, width))
+        self.projection = nn.Conv2d(config.num_channels, width, self.patch, stride=self.patch)
 
-    def prepare(self, pixel_values: torch.Tensor, interpolate: bool) -> torch.Tensor:
+    def prepare(self, pixel_values: Tensor, interpolate: bool) -> Tensor:
         """Checks the shape, makes three channels grey for a one-channel model, casts."""
         channels, height, width = pixel_values.shape[1:]
-        if channels == 3 and self.config.num_channels == 1:
-            weights = pixel_values.new_tensor(GREY_WEIGHTS).view(1, 3, 1, 1)
-            pixel_values = (pixel_values * weights).sum(1, keepdim=True)
-        elif channels != self.config.num_channels:
+        wanted, expected = self.config.num_channels, as_pair(self.config.image_size)
+        whole_patches = height % self.patch[0] == 0 and width % self.patch[1] == 0
+        fits = whole_patches if interpolate else (height, width) == expected
+        if channels not in (wanted, 3) or not fits:
             raise ValueError(
-                f"pixel_values have {channels} channels; the model expects "
-                f"{self.config.num_channels}" + " or 3." * (self.config.num_channels == 1)
+                f"pixel_values have {channels} channels and are {height} x {width}; the model "
+                f"expects {wanted if wanted == 3 else '1 or 3'} channels and {expected[0]} x "
+                f"{expected[1]}, or, with interpolate_pos_encoding=True, any multiple of "
+                f"patch_size={self.config.patch_size}."
             )
-        expected = as_pair(self.config.image_size)
-        if interpolate and (height % self.patch[0] or width % self.patch[1]):
-            raise ValueError(
-                f"pixel_values are {height} x {width}, no multiple of patch_size={self.patch}."
-            )
-        if not interpolate and (height, width) != expected:
-            raise ValueError(
-                f"pixel_values are {height} x {width}; the model expects {expected[0]} x "
-                f"{expected[1]}. Resize them, or pass interpolate_pos_encoding=True."
-            )
+        if channels != wanted:
+            red, green, blue = pixel_values.split(1, dim=1)
+            pixel_values = GREY[0] * red + GREY[1] * green + GREY[2] * blue
         return pixel_values.to(self.projection.weight.dtype)
 
-    def positions(self, images: torch.Tensor) -> torch.Tensor:
-        grid = (images.shape[2] // self.patch[0], images.shape[3] // self.patch[1])
-        return interpolate_positions(self.position_embeddings, self.config.grid_size, grid)
+    def grid(self, images: Tensor) -> tuple[int, int]:
+        """(patches down, patches across)"""
+        return images.shape[2] // self.patch[0], images.shape[3] // self.patch[1]
 
-    def forward(self, images: torch.Tensor, ids_keep: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(self, images: Tensor, ids_keep: Tensor | None = None) -> Tensor:
         """(batch, channels, H, W) -> (batch, 1 + patches, width), or only the patches `ids_keep`
         (batch, visible), in its order: hidden patches are never embedded."""
-        positions = self.positions(images)
-        cls_token = (self.cls_token + positions[:, :1]).expand(len(images), -1, -1)
+        positions = interpolate_positions(
+            self.position_embeddings, self.config.grid_size, self.grid(images)
+        )
+        cls_token = (self.cls_token + positions[:, :1]).expand(images.shape[0], -1, -1)
         positions = positions[:, 1:]
         if ids_keep is None:
             patches = self.projection(images).flatten(2).transpose(1, 2)
@@ -207,51 +185,35 @@ class SSSDAttention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width, bias=config.qkv_bias)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: torch.Tensor, output_attentions: bool):
+    def forward(self, x: Tensor, output_attentions: bool):
         qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))  # (batch, tokens, 3, heads, head dim)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        implementation = self.config._attn_implementation
-        attend: Callable = eager_attention
-        if implementation not in (None, "eager") and not output_attentions:
-            attend = ALL_ATTENTION_FUNCTIONS[implementation]
+        implementation = "eager" if output_attentions else self.config._attn_implementation
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention)
         dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
         x, weights = attend(self, query, key, value, None, scaling=self.scaling, dropout=dropout)
         return self.proj(x.flatten(2)), weights
 
 
-class SSSDMLP(nn.Module):
-    def __init__(self, config: SSSDConfig, width: int, hidden: int):
-        super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
-        self.act = ACT2FN[config.hidden_act]
-        self.fc2 = nn.Linear(hidden, width)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.fc2(self.act(self.fc1(x)))
-
-
 class SSSDLayer(GradientCheckpointingLayer):
     """A pre-norm transformer block of the encoder or the decoder."""
 
-    def __init__(
-        self,
-        config: SSSDConfig,
-        width: int,
-        heads: int,
-        hidden: int,
-        index: int = 0,
-        drop_path: float = 0.0,
-    ):
+    def __init__(self, config: SSSDConfig, index: int, width: int, heads: int, hidden: int):
         super().__init__()
         self.dropout = config.hidden_dropout_prob
-        self.drop_path = drop_path
+        self.drop_path = 0.0
         self.stream = 4 * index + 4
         self.norm1 = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.attention = SSSDAttention(config, width, heads)
         self.norm2 = nn.LayerNorm(width, eps=config.layer_norm_eps)
-        self.mlp = SSSDMLP(config, width, hidden)
+        fc1, act, fc2 = (
+            nn.Linear(width, hidden),
+            ACT2FN[config.hidden_act],
+            nn.Linear(hidden, width),
+        )
+        self.mlp = nn.Sequential(OrderedDict(fc1=fc1, act=act, fc2=fc2))
 
-    def _branch(self, x: torch.Tensor, seeds: torch.Tensor | None, branch: int) -> torch.Tensor:
+    def _branch(self, x: Tensor, seeds: Tensor | None, branch: int) -> Tensor:
         stream = self.stream + 2 * branch
         if self.training and self.dropout:
             x = _drop(x, self.dropout, seeds, stream, *x.shape[1:])
@@ -260,14 +222,11 @@ class SSSDLayer(GradientCheckpointingLayer):
         return x
 
     def forward(
-        self,
-        x: torch.Tensor,
-        sample_seeds: torch.Tensor | None = None,
-        output_attentions: bool = False,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        self, x: Tensor, seeds: Tensor | None = None, output_attentions: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
         attended, weights = self.attention(self.norm1(x), output_attentions)
-        x = x + self._branch(attended, sample_seeds, 0)
-        return x + self._branch(self.mlp(self.norm2(x)), sample_seeds, 1), weights
+        x = x + self._branch(attended, seeds, 0)
+        return x + self._branch(self.mlp(self.norm2(x)), seeds, 1), weights
 
 
 class SSSDDecoder(nn.Module):
@@ -283,19 +242,15 @@ class SSSDDecoder(nn.Module):
         heads, hidden = config.decoder_num_attention_heads, config.decoder_intermediate_size
         self.layers = nn.ModuleList(
             # streams after the encoder's
-            SSSDLayer(config, width, heads, hidden, index=config.num_hidden_layers + i)
+            SSSDLayer(config, config.num_hidden_layers + i, width, heads, hidden)
             for i in range(config.decoder_num_hidden_layers)
         )
         self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.pred = nn.Linear(width, patch[0] * patch[1] * config.num_channels)
 
     def forward(
-        self,
-        encoded: torch.Tensor,
-        ids_restore: torch.Tensor,
-        grid: tuple[int, int],
-        sample_seeds: torch.Tensor | None,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        self, encoded: Tensor, ids_restore: Tensor, grid: tuple[int, int], seeds: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """-> (logits, last hidden state, the hidden state that teaches), CLS kept in the latter."""
         x = self.embed(encoded)
         batch, patches = ids_restore.shape
@@ -306,7 +261,7 @@ class SSSDDecoder(nn.Module):
         x = x + interpolate_positions(self.position_embeddings, self.config.grid_size, grid)
         teacher = None
         for i, layer in enumerate(self.layers):
-            x, _ = layer(x, sample_seeds)
+            x, _ = layer(x, seeds)
             if i == self.config.distillation_layer:
                 teacher = x
         x = self.norm(x)
@@ -323,20 +278,22 @@ class SSSDPreTrainedModel(PreTrainedModel):
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
     _no_split_modules = ["SSSDEmbeddings", "SSSDLayer"]
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
-    _keep_in_fp32_modules_strict = {"distillation.teacher_"}
+    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
+    _frozen: tuple[str, ...] = ()  # parts of the names of parameters that are not trained
+
+    def _freeze(self) -> None:
+        for name, parameter in self.named_parameters():
+            if any(part in name for part in self._frozen):
+                parameter.requires_grad_(False)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """MAE's initialisation; the torch.nn.init functions skip what a checkpoint has filled."""
         super()._init_weights(module)
 
-        def fill(tensor: torch.Tensor, value: torch.Tensor | float) -> None:
+        def copy_once(tensor: Tensor, value: Tensor) -> None:
             if not getattr(tensor, "_is_hf_initialized", False):
-                tensor.copy_(torch.as_tensor(value, dtype=tensor.dtype))
+                tensor.copy_(value)
 
         std = self.config.initializer_range
         if isinstance(module, nn.Linear):
@@ -353,17 +310,15 @@ class SSSDPreTrainedModel(PreTrainedModel):
         elif isinstance(module, DINOHead):
             nn.init.normal_(module.prototypes, std=std)
         elif isinstance(module, SelfDistillation):
-            # full weight until a loop counts steps; standardising starts as the identity
-            starts = {"teacher_weight": self.config.distillation_weight, "teacher_variance": 1.0}
-            for name, tensor in module.named_buffers():
-                fill(tensor, starts.get(name, 0.0))
+            for name, start in module.starts.items():
+                nn.init.constant_(module.get_buffer(name), start)
             if module.teacher_ema is not None:
                 pairs = zip(module.teacher_ema.parameters(), module.student_head.parameters())
                 for average, student in pairs:
-                    fill(average, student)
+                    copy_once(average, student)
         if isinstance(module, (SSSDEmbeddings, SSSDDecoder)):
             table = module.position_embeddings
-            fill(table, sincos_positions(self.config.grid_size, table.shape[-1]))
+            copy_once(table, sincos_positions(self.config.grid_size, table.shape[-1]))
 
     def get_input_embeddings(self) -> nn.Module:
         return self.base_model.embeddings.projection
@@ -375,38 +330,16 @@ class SSSDPreTrainedModel(PreTrainedModel):
         `image_size=` or `num_channels=1` ask for it. What is new (a head) is named in a warning.
 
         Raises:
-            ValueError: the checkpoint is of another kind, or lacks or mismatches encoder weights.
+            ValueError: the checkpoint is of another kind, or its weights do not fit the encoder.
         """
-        name = pretrained_model_name_or_path
-        foreign = None if name is None else load_foreign(name, kwargs)
+        name, load = pretrained_model_name_or_path, super().from_pretrained
+        foreign = None if name is None else load_foreign(name, cls.config_class, kwargs)
         if foreign is None:
-            return super().from_pretrained(name, *args, **kwargs)
-        config, kwargs = foreign.build_config(cls.config_class, kwargs)
-        config.name_or_path = str(name)
-        state_dict = fit_to(foreign, config, cls._parts)
-        want_info = kwargs.pop("output_loading_info", False)
-        verbosity = logging.get_verbosity()
-        logging.set_verbosity_error()  # the library's report can't name the checkpoint; ours does
-        try:
-            model, info = super().from_pretrained(
-                None,
-                *args,
-                config=config,
-                state_dict=state_dict,
-                output_loading_info=True,
-                **kwargs,
-            )
-        finally:
-            logging.set_verbosity(verbosity)
-        missing = sorted(info["missing_keys"])
-        lacking = [key for key in missing if not key.startswith(cls._may_be_new)]
-        if lacking:
-            raise ValueError(f"{name} lacks weights of the encoder: {', '.join(lacking)}.")
-        if missing:
-            logger.warning(
-                f"{cls.__name__} from {name}: new and untrained are {', '.join(missing)}."
-            )
-        return (model, info) if want_info else model
+            loaded = load(name, *args, **kwargs)
+        else:
+            loaded = foreign.load_with(load, cls._parts, cls._may_be_new, *args, **kwargs)
+        (loaded[0] if isinstance(loaded, tuple) else loaded)._freeze()  # loading thaws parameters
+        return loaded
 
 
 class SSSDModel(SSSDPreTrainedModel):
@@ -420,55 +353,42 @@ class SSSDModel(SSSDPreTrainedModel):
         super().__init__(config)
         self.embeddings = SSSDEmbeddings(config)
         width, depth = config.hidden_size, config.num_hidden_layers
-        self.layers = nn.ModuleList(
-            SSSDLayer(
-                config,
-                width,
-                config.num_attention_heads,
-                config.intermediate_size,
-                index=i,
-                drop_path=config.drop_path_rate * i / max(depth - 1, 1),
-            )
-            for i in range(depth)
-        )
+        sizes = (width, config.num_attention_heads, config.intermediate_size)
+        self.layers = nn.ModuleList(SSSDLayer(config, i, *sizes) for i in range(depth))
+        for i, layer in enumerate(self.layers):
+            layer.drop_path = config.drop_path_rate * i / max(depth - 1, 1)
         self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.post_init()
 
     def encode(
-        self,
-        images: torch.Tensor,
-        ids_keep: torch.Tensor | None = None,
-        sample_seeds: torch.Tensor | None = None,
-        output_hidden_states: bool | None = None,
-        output_attentions: bool | None = None,
+        self, images: Tensor, ids_keep: Tensor | None = None, seeds: Tensor | None = None, **kwargs
     ) -> BaseModelOutputWithPooling:
         """`images` as `SSSDEmbeddings.prepare` returns them; of all patches or of `ids_keep`."""
-        if output_hidden_states is None:
-            output_hidden_states = self.config.output_hidden_states
-        if output_attentions is None:
-            output_attentions = self.config.output_attentions
+
+        def asked(name: str) -> bool:
+            return getattr(self.config, name) if kwargs.get(name) is None else kwargs[name]
+
+        output_attentions = asked("output_attentions")
         x = self.embeddings(images, ids_keep)
         hidden_states, attentions = [x], []
         for layer in self.layers:
-            x, weights = layer(x, sample_seeds, output_attentions)
+            x, weights = layer(x, seeds, output_attentions)
             hidden_states.append(x)
             attentions.append(weights)
         x = self.norm(x)
         return BaseModelOutputWithPooling(
             last_hidden_state=x,
             pooler_output=x[:, 0] if self.config.pooling == "cls" else x[:, 1:].mean(1),
-            hidden_states=tuple(hidden_states) if output_hidden_states else None,
+            hidden_states=tuple(hidden_states) if asked("output_hidden_states") else None,
             attentions=tuple(attentions) if output_attentions else None,
         )
 
     @can_return_tuple
     def forward(
         self,
-        pixel_values: torch.Tensor,
-        sample_seeds: torch.Tensor | None = None,
-        interpolate_pos_encoding: bool | None = None,
-        output_hidden_states: bool | None = None,
-        output_attentions: bool | None = None,
+        pixel_values: Tensor,
+        sample_seeds: Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
         **kwargs: Any,
     ) -> BaseModelOutputWithPooling:
         """
@@ -477,10 +397,12 @@ class SSSDModel(SSSDPreTrainedModel):
                 for a one-channel model.
             sample_seeds: (batch,) int64, from which dropout and drop path of each image are drawn
                 in training; None draws them from torch's generator.
+                Attention dropout knows no seeds: it comes from torch's generator.
             interpolate_pos_encoding: whether images of another size than the config's are accepted.
+            kwargs: `output_hidden_states`, `output_attentions`, `return_dict`.
         """
-        images = self.embeddings.prepare(pixel_values, bool(interpolate_pos_encoding))
-        return self.encode(images, None, sample_seeds, output_hidden_states, output_attentions)
+        images = self.embeddings.prepare(pixel_values, interpolate_pos_encoding)
+        return self.encode(images, None, sample_seeds, **kwargs)
 
 
 class SSSDForPreTraining(SSSDPreTrainedModel):
@@ -489,76 +411,56 @@ class SSSDForPreTraining(SSSDPreTrainedModel):
     _parts = ("encoder", "decoder", "distillation")
     _may_be_new = ("decoder.", "distillation.")
     _keys_to_ignore_on_load_unexpected = [r"^classifier\."]
+    # fixed sin-cos tables, as in MAE, and the head that `update_teacher` alone changes
+    _frozen = ("position_embeddings", "teacher_ema")
+    _keep_in_fp32_modules_strict = {"teacher_[a-z]+"}
 
     def __init__(self, config: SSSDConfig):
         super().__init__(config)
-        visible = int(config.num_patches * (1 - config.mask_ratio))
-        if not 0 < visible < config.num_patches:
-            raise ValueError(
-                f"SSSDConfig: mask_ratio={config.mask_ratio} leaves {visible} of "
-                f"{config.num_patches} patches visible; allowed: at least one visible and one "
-                "masked patch."
-            )
         self.encoder = SSSDModel(config)
+        config.validate_mask()
         self.decoder = SSSDDecoder(config)
         self.distillation = SelfDistillation(config) if config.distillation_weight > 0 else None
-        # fixed sin-cos tables, as in MAE
-        self.encoder.embeddings.position_embeddings.requires_grad_(False)
-        self.decoder.position_embeddings.requires_grad_(False)
+        self._freeze()
         self.post_init()
 
     @classmethod
     def from_vit_mae(cls, model: PreTrainedModel, **fields: Any) -> "SSSDForPreTraining":
         """An SSSD model with the weights of a live `ViTMAEForPreTraining`; `fields` of the config,
         such as `distillation_weight`, may be given."""
-        config = SSSDConfig(**{**config_from_stock(model.config.to_dict()), **fields})
-        result = cls(config).to(model.dtype)
-        missing, unexpected = result.load_state_dict(from_stock(model.state_dict()), strict=False)
-        lacking = [key for key in missing if not key.startswith("distillation.")]
-        if lacking or unexpected:
-            raise ValueError(f"Not a ViTMAEForPreTraining: lacks {lacking}, has {unexpected}.")
-        return result
+        return from_stock_model(cls, model, **fields)
 
     def to_vit_mae(self) -> PreTrainedModel:
         """A `ViTMAEForPreTraining` with these weights; the distillation head is left behind."""
-        config = ViTMAEConfig(**config_to_stock(self.config.to_dict(), "vit_mae"))
-        model = ViTMAEForPreTraining(config).to(self.dtype)
-        model.load_state_dict(to_stock(self.state_dict()))
-        return model.train(self.training)
+        return to_stock_model(self, "vit_mae")
 
-    def update_teacher(
-        self, step: int, total_steps: int, statistics: dict[str, torch.Tensor] | None = None
-    ) -> None:
+    def update_teacher(self, step: int, total_steps: int, statistics: dict | None = None) -> None:
         """Step the teacher's state after an optimiser step; see `SelfDistillation.update`."""
         if self.distillation is not None:
             self.distillation.update(step, total_steps, statistics)
 
-    def random_masking(
-        self, batch: int, patches: int, noise: torch.Tensor | None, seeds: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def random_masking(self, batch: int, patches: int, noise: Tensor | None, seeds: Tensor | None):
         """-> (ids_keep, ids_restore, mask): the patches of least noise stay visible."""
-        if noise is None and seeds is not None:
-            noise = sample_uniform(seeds, MASK_STREAM, patches)
-        elif noise is None:
+        if noise is None and seeds is None:
             noise = torch.rand(batch, patches, device=self.device)
+        elif noise is None:
+            noise = sample_uniform(seeds, MASK_STREAM, patches)
         visible = int(patches * (1 - self.config.mask_ratio))
         ids_shuffle = noise.argsort(dim=1, stable=True)
         ids_restore = ids_shuffle.argsort(dim=1)
         return ids_shuffle[:, :visible], ids_restore, (ids_restore >= visible).float()
 
-    def patchify(self, pixel_values: torch.Tensor) -> torch.Tensor:
+    def patchify(self, pixel_values: Tensor) -> Tensor:
         """(batch, channels, height, width) -> (batch, patches, patch pixels * channels)."""
         return patchify(pixel_values, self.encoder.embeddings.patch, pixels_first=True)
 
-    def unpatchify(self, patches: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+    def unpatchify(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
         """The inverse of `patchify`; `grid` is (patches down, patches across)."""
         height, width = self.encoder.embeddings.patch
         x = patches.unflatten(2, (height, width, -1)).unflatten(1, grid)  # (b, h, w, p, q, c)
         return x.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
 
-    def reconstruction_loss(
-        self, images: torch.Tensor, logits: torch.Tensor, mask: torch.Tensor
-    ) -> torch.Tensor:
+    def reconstruction_loss(self, images: Tensor, logits: Tensor, mask: Tensor) -> Tensor:
         """Mean squared error over the masked patches, in fp32."""
         target = self.patchify(images).float()
         if self.config.norm_pix_loss:
@@ -570,12 +472,10 @@ class SSSDForPreTraining(SSSDPreTrainedModel):
     @can_return_tuple
     def forward(
         self,
-        pixel_values: torch.Tensor,
-        noise: torch.Tensor | None = None,
-        sample_seeds: torch.Tensor | None = None,
-        interpolate_pos_encoding: bool | None = None,
-        output_hidden_states: bool | None = None,
-        output_attentions: bool | None = None,
+        pixel_values: Tensor,
+        noise: Tensor | None = None,
+        sample_seeds: Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
         **kwargs: Any,
     ) -> SSSDForPreTrainingOutput:
         """
@@ -584,24 +484,18 @@ class SSSDForPreTraining(SSSDPreTrainedModel):
             noise: (batch, patches), fixes the mask: the patches of least noise stay visible.
             sample_seeds: (batch,) int64; without `noise`, each image's mask is drawn from its seed.
         """
-        images = self.encoder.embeddings.prepare(pixel_values, bool(interpolate_pos_encoding))
-        patch = self.encoder.embeddings.patch
-        grid = (images.shape[2] // patch[0], images.shape[3] // patch[1])
+        images = self.encoder.embeddings.prepare(pixel_values, interpolate_pos_encoding)
+        grid = self.encoder.embeddings.grid(images)
         ids_keep, ids_restore, mask = self.random_masking(
-            len(images), grid[0] * grid[1], noise, sample_seeds
+            images.shape[0], grid[0] * grid[1], noise, sample_seeds
         )
-        encoded = self.encoder.encode(
-            images, ids_keep, sample_seeds, output_hidden_states, output_attentions
-        )
-        logits, decoded, teacher = self.decoder(
-            encoded.last_hidden_state, ids_restore, grid, sample_seeds
-        )
+        encoded = self.encoder.encode(images, ids_keep, sample_seeds, **kwargs)
+        latent = encoded.last_hidden_state
+        logits, decoded, teacher = self.decoder(latent, ids_restore, grid, sample_seeds)
         loss = reconstruction_loss = self.reconstruction_loss(images, logits, mask)
         distillation_loss = statistics = None
         if self.distillation is not None:
-            distillation_loss, statistics = self.distillation(
-                encoded.last_hidden_state, teacher, ids_keep
-            )
+            distillation_loss, statistics = self.distillation(latent, teacher, ids_keep)
             weight = self.distillation.teacher_weight
             convex = self.config.distillation_weighting == "convex"
             loss = reconstruction_loss * (1 - weight if convex else 1) + weight * distillation_loss
@@ -612,32 +506,12 @@ class SSSDForPreTraining(SSSDPreTrainedModel):
             logits=logits,
             mask=mask,
             ids_restore=ids_restore,
-            encoder_last_hidden_state=encoded.last_hidden_state,
+            encoder_last_hidden_state=latent,
             decoder_last_hidden_state=decoded,
             distillation_statistics=statistics,
             hidden_states=encoded.hidden_states,
             attentions=encoded.attentions,
         )
-
-
-def classification_loss(
-    logits: torch.Tensor, labels: torch.Tensor, config: SSSDConfig, training: bool
-) -> torch.Tensor:
-    """The loss of transformers' classification heads; class weights (a mean weighted by them) and
-    label smoothing act on a single-label head, smoothing in training alone."""
-    logits = logits.float()
-    problem = config.problem_type
-    if problem is None:
-        integer = labels.dtype in (torch.long, torch.int)
-        problem = "single_label_classification" if integer else "multi_label_classification"
-        problem = "regression" if config.num_labels == 1 else problem
-    if problem == "regression":
-        return F.mse_loss(logits.view(labels.shape), labels.float())
-    if problem == "multi_label_classification":
-        return F.binary_cross_entropy_with_logits(logits, labels.float())
-    weight = None if config.class_weights is None else logits.new_tensor(config.class_weights)
-    smoothing = config.label_smoothing if training else 0.0
-    return F.cross_entropy(logits, labels.view(-1), weight=weight, label_smoothing=smoothing)
 
 
 class SSSDForImageClassification(SSSDPreTrainedModel):
@@ -649,31 +523,39 @@ class SSSDForImageClassification(SSSDPreTrainedModel):
 
     def __init__(self, config: SSSDConfig):
         super().__init__(config)
-        self.num_labels = config.num_labels
         self.encoder = SSSDModel(config)
-        self.classifier = (
-            nn.Linear(config.hidden_size, config.num_labels)
-            if config.num_labels > 0
-            else nn.Identity()
-        )
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.post_init()
 
     def to_vit(self) -> PreTrainedModel:
         """A stock `ViTForImageClassification` with these weights; needs `pooling="cls"`."""
-        config = ViTConfig(**config_to_stock(self.config.to_dict(), "vit"))
-        model = ViTForImageClassification(config).to(self.dtype)
-        model.load_state_dict(to_stock(self.state_dict()))
-        return model.train(self.training)
+        return to_stock_model(self, "vit")
+
+    def classification_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The loss of transformers' heads; class weights (a mean weighted by them) and label
+        smoothing act on a single-label head, smoothing in training alone."""
+        config, logits = self.config, logits.float()
+        problem = config.problem_type
+        if problem is None:
+            integer = labels.dtype in (torch.long, torch.int)
+            problem = "single_label_classification" if integer else "multi_label_classification"
+            problem = "regression" if config.num_labels == 1 else problem
+        if problem == "regression":
+            return F.mse_loss(logits.view(labels.shape), labels.float())
+        if problem == "multi_label_classification":
+            return F.binary_cross_entropy_with_logits(logits, labels.float())
+        weight = None if config.class_weights is None else logits.new_tensor(config.class_weights)
+        smoothing = config.label_smoothing if self.training else 0.0
+        labels = labels.long().view(-1)
+        return F.cross_entropy(logits, labels, weight=weight, label_smoothing=smoothing)
 
     @can_return_tuple
     def forward(
         self,
-        pixel_values: torch.Tensor,
-        labels: torch.Tensor | None = None,
-        sample_seeds: torch.Tensor | None = None,
-        interpolate_pos_encoding: bool | None = None,
-        output_hidden_states: bool | None = None,
-        output_attentions: bool | None = None,
+        pixel_values: Tensor,
+        labels: Tensor | None = None,
+        sample_seeds: Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
         **kwargs: Any,
     ) -> ImageClassifierOutput:
         """
@@ -682,17 +564,8 @@ class SSSDForImageClassification(SSSDPreTrainedModel):
             labels: (batch,) class indices; (batch, labels) of 0 and 1; or numbers, by
                 `config.problem_type` (inferred as transformers does where it is None).
         """
-        images = self.encoder.embeddings.prepare(pixel_values, bool(interpolate_pos_encoding))
-        encoded = self.encoder.encode(
-            images, None, sample_seeds, output_hidden_states, output_attentions
-        )
+        images = self.encoder.embeddings.prepare(pixel_values, interpolate_pos_encoding)
+        encoded = self.encoder.encode(images, None, sample_seeds, **kwargs)
         logits = self.classifier(encoded.pooler_output)
-        loss = None
-        if labels is not None:
-            loss = classification_loss(logits, labels, self.config, self.training)
-        return ImageClassifierOutput(
-            loss=loss,
-            logits=logits,
-            hidden_states=encoded.hidden_states,
-            attentions=encoded.attentions,
-        )
+        loss = None if labels is None else self.classification_loss(logits, labels)
+        return ImageClassifierOutput(loss, logits, encoded.hidden_states, encoded.attentions)

@@ -1,6 +1,7 @@
 """The options of all scripts: dataclasses, from which come the command line, the YAML recipes and
 the README's table."""
 
+import argparse
 import dataclasses
 import sys
 from dataclasses import dataclass, field
@@ -12,6 +13,17 @@ def option(default: Any = None, help: str = "", **kwargs: Any) -> Any:
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata={"help": help, **kwargs})
     return field(default=default, metadata={"help": help, **kwargs})
+
+
+def check_ranges(arguments: Any, **ranges: tuple[float, float | None]) -> None:
+    """Raises ValueError for an option outside of (lowest, highest); None is no limit, or unset."""
+    for name, (lowest, highest) in ranges.items():
+        value = getattr(arguments, name)
+        if value is not None and not (
+            lowest <= value <= (float("inf") if highest is None else highest)
+        ):
+            allowed = f"at least {lowest}" if highest is None else f"{lowest} to {highest}"
+            raise ValueError(f"--{name} is {value}; expected {allowed}.")
 
 
 @dataclass
@@ -28,7 +40,9 @@ class DataArguments:
     dataset_revision: str | None = option(None, "Branch, tag or commit of --dataset_name.")
     cache_dir: str | None = option(None, "Where downloads are kept (default: the Hub's cache).")
     image_column_name: str = option("image", "Column of the images (Hub data sets).")
-    label_column_name: str = option("label", "Column of the labels.")
+    label_column_name: str = option(
+        "label", "Column of the labels; '' takes none (pretraining on folders that are no classes)."
+    )
     group_column_name: str | None = option(
         None, "Column of what must stay together in a split and in intervals, such as the patient."
     )
@@ -46,7 +60,12 @@ class DataArguments:
     train_test_split: float = option(
         0.2, "Share of all images cut for testing where there is no split column; 0: none."
     )
-    max_train_samples: int | None = option(None, "Train on this many images only (for a trial).")
+    max_train_samples: int | None = option(
+        None, "Train on this many images only, drawn by chance (for a trial)."
+    )
+
+    def __post_init__(self) -> None:
+        check_ranges(self, max_train_samples=(1, None))
 
 
 @dataclass
@@ -109,6 +128,16 @@ class PretrainAugmentation:
     brightness: float = option(0.0, "Largest relative change of brightness, 0 to 1.")
     contrast: float = option(0.0, "Largest relative change of contrast, 0 to 1.")
 
+    def __post_init__(self) -> None:
+        check_ranges(
+            self,
+            min_crop_scale=(0.01, 1),
+            horizontal_flip=(0, 1),
+            rotation=(0, 180),
+            brightness=(0, 1),
+            contrast=(0, 1),
+        )
+
 
 @dataclass
 class FinetuneAugmentation(PretrainAugmentation):
@@ -142,9 +171,29 @@ class TrainingArguments:
         choices=["no", "bf16", "fp16"],
     )
     logging_steps: int = option(10, "Steps between two lines of metrics.jsonl.")
-    eval_epochs: float = option(10.0, "Epochs between two evaluations on held-out images; 0: none.")
+    eval_epochs: float = option(
+        10.0, "Epochs between two evaluations on held-out images; 0: at the end alone."
+    )
     seed: int = option(0, "Of weights, order, masks, augmentation and of splits the script makes.")
     overwrite_output_dir: bool = option(False, "Write into an --output_dir that holds a result.")
+
+    def __post_init__(self) -> None:
+        check_ranges(
+            self,
+            per_device_train_batch_size=(1, None),
+            per_device_eval_batch_size=(1, None),
+            gradient_accumulation_steps=(1, None),
+            num_train_epochs=(0, None),
+            max_train_steps=(1, None),
+            logging_steps=(1, None),
+            eval_epochs=(0, None),
+            learning_rate=(0, None),
+            base_learning_rate=(0, None),
+            weight_decay=(0, None),
+            warmup_ratio=(0, 1),
+            num_warmup_steps=(0, None),
+            max_grad_norm=(0, None),
+        )
 
 
 @dataclass
@@ -159,7 +208,9 @@ class FinetuneTraining(TrainingArguments):
     output_dir: str = option("runs/finetuned", "Where the checkpoint and all results go.")
     num_train_epochs: float = option(50.0, "Epochs; --max_train_steps overrides them.")
     learning_rate: float | None = option(None, "Peak learning rate (default 5e-4).")
-    eval_epochs: float = option(1.0, "Epochs between two evaluations on validation; 0: none.")
+    eval_epochs: float = option(
+        1.0, "Epochs between two evaluations on validation; 0: at the end alone."
+    )
     layer_decay: float = option(0.75, "Factor of the learning rate from one layer to that below.")
     drop_path_rate: float = option(0.1, "Stochastic depth of the last layer.")
     label_smoothing: float = option(0.1, "Label smoothing of the training loss.")
@@ -169,6 +220,10 @@ class FinetuneTraining(TrainingArguments):
         "Metric on validation that chooses the checkpoint; 'last' keeps the last one.",
         choices=["roc_auc", "accuracy", "balanced_accuracy", "f1", "log_loss", "last"],
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_ranges(self, layer_decay=(0, 1))
 
 
 @dataclass
@@ -181,6 +236,9 @@ class EvaluateArguments:
     num_resamples: int = option(2000, "Bootstrap resamples of the intervals.")
     seed: int = option(0, "Of the bootstrap.")
 
+    def __post_init__(self) -> None:
+        check_ranges(self, per_device_eval_batch_size=(1, None), num_resamples=(1, None))
+
 
 @dataclass
 class PredictArguments:
@@ -192,6 +250,9 @@ class PredictArguments:
         None, "Where to write: .csv or .jsonl (default: CSV to the screen)."
     )
     per_device_eval_batch_size: int = option(64, "Images in one pass.")
+
+    def __post_init__(self) -> None:
+        check_ranges(self, per_device_eval_batch_size=(1, None))
 
 
 SCRIPTS: dict[str, tuple[type, ...]] = {
@@ -208,11 +269,29 @@ SCRIPTS: dict[str, tuple[type, ...]] = {
 }
 
 
+class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """One spelling an option, and its default where the text does not explain it."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        explained = action.default is None or "default" in action.help.lower()
+        return action.help if explained else super()._get_help_string(action)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        name = next(o for o in action.option_strings if o.startswith("--"))
+        return f"{name} {self._format_args(action, action.dest.upper())}".strip()
+
+
 def build_parser(script: str, description: str):
     """The `HfArgumentParser` of a script, options in groups."""
     from transformers import HfArgumentParser
 
-    parser = HfArgumentParser(SCRIPTS[script], description=description, allow_abbrev=False)
+    parser = HfArgumentParser(
+        SCRIPTS[script],
+        description=description,
+        usage=f"{script}.py [--recipe FILE.yaml] [--option value ...]",
+        formatter_class=HelpFormatter,
+        allow_abbrev=False,
+    )
     parser.add_argument(
         "--recipe",
         metavar="FILE.yaml",
@@ -232,13 +311,19 @@ def read_recipe(path: str, script: str, known: set[str]) -> dict[str, Any]:
 
     if not Path(path).is_file():
         raise ValueError(f"--recipe {path}: there is no such file.")
-    recipe = yaml.safe_load(Path(path).read_text()) or {}
-    unknown = set(recipe) - {"common", *SCRIPTS}
-    if unknown or not all(isinstance(section, dict) for section in recipe.values()):
+    try:
+        recipe = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"--recipe {path}: not a YAML file ({error}).") from error
+    sections = recipe if isinstance(recipe, dict) else {}
+    unknown = [name for name in sections if name not in ("common", *SCRIPTS)]
+    if not sections or unknown or not all(isinstance(s, dict) for s in sections.values()):
         raise ValueError(
-            f"--recipe {path}: sections {sorted(recipe)}; expected common, {', '.join(SCRIPTS)}, "
-            "each with option: value lines."
+            f"--recipe {path}: found the sections {', '.join(map(str, sections)) or 'none'}; "
+            f"expected common, {', '.join(SCRIPTS)}, each with option: value lines."
         )
+    if not {"common", script} & set(sections):
+        raise ValueError(f"--recipe {path}: has no section {script} and no section common.")
     every = {f.name for classes in SCRIPTS.values() for c in classes for f in dataclasses.fields(c)}
     common = recipe.get("common") or {}
     options = {**common, **(recipe.get(script) or {})}
@@ -263,13 +348,22 @@ def parse(script: str, description: str, argv: list[str] | None = None) -> tuple
         except ValueError as error:
             parser.error(str(error))
         # as words of a command line, so that argparse checks types and choices
+        choices = {action.dest: action.choices or () for action in parser._actions}
         words = []
         for key, value in options.items():
+            if value is False and "no" in choices[key]:
+                value = "no"  # YAML reads an unquoted no as false
             if value is not None:
                 values = value if isinstance(value, list) else [value]
                 words += [f"--{key}", *(str(v) for v in values)]
         argv = words + list(argv)
-    return parser.parse_args_into_dataclasses(argv)[:-1]
+    unknown = parser.parse_known_args(argv)[1]
+    if unknown:
+        parser.error(f"{script} has no option {' '.join(unknown)}; see --help.")
+    try:
+        return parser.parse_args_into_dataclasses(argv, look_for_args_file=False)[:-1]
+    except ValueError as error:  # a value out of its range
+        parser.error(str(error))
 
 
 def as_dict(*arguments: Any) -> dict[str, Any]:

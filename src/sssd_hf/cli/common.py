@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import sys
 import time
 from dataclasses import dataclass
@@ -13,11 +14,19 @@ import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from huggingface_hub.errors import StrictDataclassError
+from transformers import PretrainedConfig
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN as IMAGENET_MEAN
+from transformers.image_utils import IMAGENET_DEFAULT_STD as IMAGENET_STD
+from transformers.utils import cached_file
 
+from ..configuration_sssd import SSSDConfig
+from ..conversion_sssd import grey_statistics
 from ..data.cache import decode
 from ..data.sources import column_texts, load_images
-from ..data.splits import make_splits, read_splits, write_splits
+from ..data.splits import check_splits, make_splits, read_splits, write_splits
 from ..hub.remote_code import save_with_code
+from ..training.seeding import epoch_order
 from .arguments import DataArguments, TrainingArguments, as_dict
 
 logger = logging.getLogger("sssd_hf")
@@ -29,19 +38,23 @@ def run_script(main) -> None:
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO)
     for noisy in ("httpx", "datasets", "fsspec", "PIL", "matplotlib"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()  # of reading and writing weights; the scripts show their own
     try:
         sys.exit(main())
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError, StrictDataclassError) as error:
         logging.getLogger("sssd_hf").debug("", exc_info=True)
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit("\ninterrupted: what was written so far is kept")
+        sys.exit("\ninterrupted: the result is not complete, what was written so far is kept")
 
 
 def start(training: TrainingArguments) -> Accelerator:
     """The accelerator, seeded, with its output folder."""
     precision = training.mixed_precision
-    if precision is None and torch.cuda.is_available() and torch.cuda.is_bf16_supported():
+    chosen = precision or os.environ.get("ACCELERATE_MIXED_PRECISION")  # accelerate launch's
+    if chosen is None and torch.cuda.is_available() and torch.cuda.is_bf16_supported():
         precision = "bf16"
     accelerator = Accelerator(mixed_precision=precision)
     set_seed(training.seed)
@@ -52,13 +65,25 @@ def start(training: TrainingArguments) -> Accelerator:
             "--overwrite_output_dir."
         )
     output.mkdir(parents=True, exist_ok=True)
-    if accelerator.is_main_process:
-        (output / "metrics.jsonl").unlink(missing_ok=True)
+    if not accelerator.is_main_process:
+        logging.getLogger("sssd_hf").setLevel(logging.ERROR)  # each message once
+    else:
+        for name in ("metrics.jsonl", "all_results.json"):  # the latter marks a finished run
+            (output / name).unlink(missing_ok=True)
         logger.info(
             f"{accelerator.num_processes} process(es) on {accelerator.device.type}, "
             f"precision {accelerator.mixed_precision}, torch threads {torch.get_num_threads()}"
         )
     return accelerator
+
+
+def check_checkpoint(name: str | None) -> None:
+    """Raises ValueError for a folder that is no checkpoint; names on the Hub are not looked up."""
+    if name and Path(name).is_dir() and not (Path(name) / "config.json").is_file():
+        raise ValueError(
+            f"--model_name_or_path {name}: there is no config.json; expected the folder of a "
+            "checkpoint (of a training that has ended)."
+        )
 
 
 def load_data(data: DataArguments) -> Any:
@@ -68,7 +93,7 @@ def load_data(data: DataArguments) -> Any:
         data.dataset_name,
         dataset_config_name=data.dataset_config_name,
         image_column_name=data.image_column_name,
-        label_column_name=data.label_column_name,
+        label_column_name=data.label_column_name or None,
         group_column_name=data.group_column_name,
         dataset_revision=data.dataset_revision,
         cache_dir=data.cache_dir,
@@ -76,16 +101,29 @@ def load_data(data: DataArguments) -> Any:
 
 
 def split_data(
-    dataset: Any, data: DataArguments, seed: int, stored: list[str | None]
+    dataset: Any, data: DataArguments, seed: int, own: str | None, earlier: str | None = None
 ) -> dict[str, list[int]]:
-    """Rows of each split: from the split column; else as an earlier stage cut them (the first
-    `splits.json` in the folders `stored`); else cut now."""
-    if data.split_column is None and "split" not in dataset.column_names:
-        for folder in stored:
-            path = Path(folder or "") / "splits.json"
-            if folder and path.exists():
-                logger.info(f"splits are those of {path}")
-                return read_splits(path, dataset)
+    """Rows of each split: from the split column; else those of `splits.json` in the folder `own`;
+    else those of the folder `earlier`, if they serve here; else cut now."""
+    # a column of one value, as of a data set on the Hub that has "train" only, splits nothing
+    named = "split" in dataset.column_names and len(set(dataset["split"][:])) > 1
+    if data.split_column is None and not named:
+        for folder in filter(None, (own, earlier)):
+            path = Path(folder) / "splits.json"
+            if not path.is_file():
+                continue
+            try:
+                splits = read_splits(path, dataset)
+                check_splits(dataset, splits, data.group_column_name)
+                if folder != own:
+                    _check_usable(dataset, splits, data)
+            except ValueError as error:
+                if folder == own:
+                    raise
+                logger.warning(f"not taking the splits of {path}, but cutting anew: {error}")
+                continue
+            logger.info(f"splits are those of {path}")
+            return splits
     return make_splits(
         dataset,
         split_column=data.split_column,
@@ -97,6 +135,26 @@ def split_data(
         group_column_name=data.group_column_name,
         seed=seed,
     )
+
+
+def _check_usable(dataset: Any, splits: dict[str, list[int]], data: DataArguments) -> None:
+    if data.train_test_split and not splits["test"]:
+        raise ValueError("they have no test split")
+    if data.group_column_name is not None:
+        groups = [
+            {*column_texts(dataset.select(rows), data.group_column_name, "--group_column_name")}
+            for rows in splits.values()
+            if rows
+        ]
+        if sum(map(len, groups)) > len(set().union(*groups)):
+            raise ValueError(f"they separate images of the same {data.group_column_name}")
+
+
+def choose_rows(rows: list[int], count: int | None, seed: int) -> list[int]:
+    """`count` of `rows` by chance (class folders lie one after the other), in their order."""
+    if count is None or count >= len(rows):
+        return rows
+    return [rows[i] for i in sorted(epoch_order(seed, 0, len(rows))[:count].tolist())]
 
 
 @dataclass
@@ -181,18 +239,31 @@ def groups_of(dataset: Any, rows: list[int], column: str | None) -> np.ndarray |
     return np.array(column_texts(dataset.select(rows), column, "--group_column_name"))
 
 
-def read_statistics(folder: str | None) -> tuple[list[float], list[float]]:
-    """(mean, std), three values each, of a checkpoint's processor; those of new models without."""
-    if folder is not None:
-        from transformers.utils import cached_file
-
+def read_statistics(
+    checkpoint: str | None, num_channels: int, revision: str = "main"
+) -> tuple[list[float], list[float]]:
+    """(mean, std), three values each, that the images of a checkpoint are normalised with; those of
+    new models without one. A one-channel model has one of each, repeated."""
+    if checkpoint is None:
+        return [PIXEL_MEAN] * 3, [PIXEL_STD] * 3
+    mean, std = IMAGENET_MEAN, IMAGENET_STD  # MAE's, where the checkpoint does not tell
+    if not checkpoint.endswith(".pth"):
+        name = "preprocessor_config.json"
         path = cached_file(
-            folder, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False
+            checkpoint, name, revision=revision, _raise_exceptions_for_missing_entries=False
         )
-        if path:
-            processor = json.loads(Path(path).read_text())
-            return processor["image_mean"], processor["image_std"]
-    return [PIXEL_MEAN] * 3, [PIXEL_STD] * 3
+        processor = json.loads(Path(path).read_text()) if path else {}
+        if "image_mean" in processor and "image_std" in processor:
+            mean, std = processor["image_mean"], processor["image_std"]
+        elif (
+            PretrainedConfig.get_config_dict(checkpoint, revision=revision)[0].get("model_type")
+            == SSSDConfig.model_type
+        ):
+            mean, std = [PIXEL_MEAN] * 3, [PIXEL_STD] * 3
+    if num_channels == 1:
+        grey_mean, grey_std = grey_statistics(mean, std)
+        mean, std = [grey_mean] * 3, [grey_std] * 3
+    return mean, std
 
 
 def write_json(path: Path, value: Any) -> None:

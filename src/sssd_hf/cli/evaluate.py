@@ -5,8 +5,10 @@ all_results.json (metrics with 95 % intervals) and predictions.csv into --output
 name no split, the one that finetune.py cut (its splits.json) is used.
 """
 
+import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,10 +22,25 @@ from .arguments import parse
 logger = logging.getLogger("sssd_hf")
 
 
+def warn_of_seen_images(splits: Path, dataset: Any, rows: list[int]) -> None:
+    """Name the images of the test split that the model's own splits use for something else."""
+    if not splits.is_file():
+        return
+    stored = json.loads(splits.read_text(encoding="utf-8"))
+    known = {name for part in ("train", "validation") for name in stored.get(part, [])}
+    seen = [name for name in dataset.select(rows)["file_name"][:] if name in known]
+    if seen:
+        logger.warning(
+            f"{len(seen)} of the {len(rows)} test images, such as {seen[0]}, are named in {splits} "
+            "as training or validation images: if they are the same, the figures are too good"
+        )
+
+
 def main(argv: list[str] | None = None) -> int:
     import pandas as pd
 
     data_arguments, arguments = parse("evaluate", __doc__, argv)
+    common.check_checkpoint(arguments.model_name_or_path)
     model = SSSDForImageClassification.from_pretrained(arguments.model_name_or_path).eval()
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     dataset = common.load_data(data_arguments)
@@ -35,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
             f" knows {', '.join(known)}. Evaluate on data with the model's labels."
         )
     splits = common.split_data(
-        dataset, data_arguments, arguments.seed, [arguments.model_name_or_path]
+        dataset, data_arguments, arguments.seed, arguments.model_name_or_path
     )
     rows = splits["test"]
     if not rows:
@@ -43,9 +60,10 @@ def main(argv: list[str] | None = None) -> int:
             "There is no test split. Name one by --split_column and --test_split, or let "
             "finetune.py cut one (--train_test_split)."
         )
+    warn_of_seen_images(Path(arguments.model_name_or_path) / "splits.json", dataset, rows)
     size = tuple(n * p for n, p in zip(model.config.grid_size, model.encoder.embeddings.patch))
     test = common.decode_split(dataset, rows, size, model.config.num_channels)
-    statistics = common.read_statistics(arguments.model_name_or_path)
+    statistics = common.read_statistics(arguments.model_name_or_path, model.config.num_channels)
     probabilities = common.predict_probabilities(
         model, test.pixels, statistics, arguments.per_device_eval_batch_size
     )

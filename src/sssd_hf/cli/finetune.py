@@ -43,10 +43,24 @@ def build_model(
         "pooling": training.pooling,
         **config_options(model),
     }
-    if model.model_name_or_path:
-        return SSSDForImageClassification.from_pretrained(
-            model.model_name_or_path, revision=model.model_revision, **options
+    name = model.model_name_or_path
+    if name:
+        loaded, info = SSSDForImageClassification.from_pretrained(
+            name,
+            revision=model.model_revision,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            **options,
         )
+        mismatched = [key for key, *_ in info["mismatched_keys"]]
+        if not all(key.startswith("classifier.") for key in mismatched):
+            raise ValueError(
+                f"--model_name_or_path {name}: its weights have other shapes than the model asked "
+                f"for, first {mismatched[0]}. Leave widths and the like as the checkpoint has them."
+            )
+        if mismatched:
+            logger.info(f"{name} is a classifier of other classes: its head is replaced")
+        return loaded
     options = {"image_size": 112, "num_channels": 1, **options}
     return SSSDForImageClassification(
         SSSDConfig.from_size(model.model_size, model.decoder, **options)
@@ -80,19 +94,20 @@ def main(argv: list[str] | None = None) -> int:
     data_arguments, model_arguments, augmentation_arguments, training = arguments
     accelerator = common.start(training)
     output = Path(training.output_dir)
+    common.check_checkpoint(model_arguments.model_name_or_path)
     dataset = common.load_data(data_arguments)
     names = require_labels(dataset)
+    own = None if training.overwrite_output_dir else training.output_dir
     splits = common.split_data(
-        dataset,
-        data_arguments,
-        training.seed,
-        [training.output_dir, model_arguments.model_name_or_path],
+        dataset, data_arguments, training.seed, own, model_arguments.model_name_or_path
     )
-    rows = splits["train"][: data_arguments.max_train_samples]
+    rows = common.choose_rows(splits["train"], data_arguments.max_train_samples, training.seed)
     model = build_model(model_arguments, training, names)
     config = model.config
     size = tuple(n * p for n, p in zip(config.grid_size, model.encoder.embeddings.patch))
-    statistics = common.read_statistics(model_arguments.model_name_or_path)
+    statistics = common.read_statistics(
+        model_arguments.model_name_or_path, config.num_channels, model_arguments.model_revision
+    )
     if accelerator.is_main_process:
         common.save_run(output, "finetune", arguments, dataset, splits, data_arguments)
         counts = ", ".join(f"{part} {len(part_rows)}" for part, part_rows in splits.items())
@@ -121,7 +136,8 @@ def main(argv: list[str] | None = None) -> int:
     plain = model
     model, optimizer = accelerator.prepare(model, optimizer)
     augmentation = augmentation_of(augmentation_arguments)
-    class_weights = torch.tensor(config.class_weights or [1.0] * len(names)).to(accelerator.device)
+    class_weights = torch.tensor(config.class_weights or [1.0] * len(names), dtype=torch.float32)
+    class_weights = class_weights.to(accelerator.device)
 
     def make_batch(index: torch.Tensor, epoch: int) -> dict[str, torch.Tensor]:
         batch = augmented_batch(images, index, epoch, training.seed, augmentation, statistics)

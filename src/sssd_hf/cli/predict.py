@@ -34,7 +34,8 @@ def find_files(places: list[str]) -> list[Path]:
     for place in map(Path, places):
         if place.is_dir():
             inside = sorted(p for p in place.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-            files += [p for p in inside if p.is_file()]
+            hidden = [any(q.startswith(".") for q in p.relative_to(place).parts) for p in inside]
+            files += [p for p, left_out in zip(inside, hidden) if p.is_file() and not left_out]
         elif place.exists():
             files.append(place)
         else:
@@ -55,7 +56,12 @@ class Writer:
             raise ValueError(f"--output_file {path}: expected a name ending in .csv or .jsonl.")
         if path:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
-        self.file = open(path, "w", newline="") if path else sys.stdout
+        # surrogateescape: file names need not be UTF-8
+        self.file = (
+            open(path, "w", newline="", encoding="utf-8", errors="surrogateescape")  # noqa: SIM115
+            if path
+            else sys.stdout
+        )
         self.names, self.json = names, bool(path and path.endswith(".jsonl"))
         if not self.json:
             self.csv = csv.writer(self.file)
@@ -98,11 +104,12 @@ def readable_batches(
 def main(argv: list[str] | None = None) -> int:
     (arguments,) = parse("predict", __doc__, argv)
     files = find_files(arguments.images)
+    common.check_checkpoint(arguments.model_name_or_path)
     model = SSSDForImageClassification.from_pretrained(arguments.model_name_or_path).eval()
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     config = model.config
     size = tuple(n * p for n, p in zip(config.grid_size, model.encoder.embeddings.patch))
-    statistics = common.read_statistics(arguments.model_name_or_path)
+    statistics = common.read_statistics(arguments.model_name_or_path, config.num_channels)
     names = [config.id2label[i] for i in range(config.num_labels)]
     writer = Writer(arguments.output_file, names)
     failures: list[str] = []

@@ -6,6 +6,7 @@ splits.json, pretrain_recipe.yaml and all_results.json into --output_dir.
 """
 
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +39,10 @@ def config_options(model: ModelArguments) -> dict[str, Any]:
     }
     import yaml
 
-    for pair in filter(None, (model.config_overrides or "").split(",")):
+    # commas in brackets belong to a value, such as class_weights=[1,2]
+    for pair in filter(None, re.split(r",(?![^\[]*\])", model.config_overrides or "")):
         name, equals, value = pair.partition("=")
-        if not equals or not hasattr(SSSDConfig(), name.strip()):
+        if not equals or name.strip() not in SSSDConfig().to_dict():
             raise ValueError(
                 f"--config_overrides: {pair!r}; expected name=value with a field of SSSDConfig."
             )
@@ -49,9 +51,9 @@ def config_options(model: ModelArguments) -> dict[str, Any]:
 
 
 def build_model(model: ModelArguments, losses: DistillationArguments) -> SSSDForPreTraining:
-    options = dict(DISTILLATION_PRESETS[losses.distillation])
-    if losses.distillation != "mae":
-        options.setdefault("distillation_weight", SSSDConfig().distillation_weight)
+    # the preset decides every field of the loss, whatever the checkpoint was trained with
+    options = {k: v for k, v in SSSDConfig().to_dict().items() if k.startswith("distillation_")}
+    options |= DISTILLATION_PRESETS[losses.distillation]
     for name in ("mask_ratio", "norm_pix_loss", "distillation_weight"):
         if getattr(losses, name) is not None:
             options[name] = getattr(losses, name)
@@ -69,7 +71,7 @@ def peak_learning_rate(training: TrainingArguments, global_batch: int, default: 
         raise ValueError("Give --learning_rate or --base_learning_rate, not both.")
     if training.base_learning_rate is not None:
         return training.base_learning_rate * global_batch / 256
-    return training.learning_rate or default
+    return default if training.learning_rate is None else training.learning_rate
 
 
 def loop_settings(training: TrainingArguments, num_images: int, processes: int) -> LoopSettings:
@@ -204,13 +206,19 @@ def main(argv: list[str] | None = None) -> int:
     data_arguments, model_arguments, losses, augmentation_arguments, training = arguments
     accelerator = common.start(training)
     output = Path(training.output_dir)
+    common.check_checkpoint(model_arguments.model_name_or_path)
     dataset = common.load_data(data_arguments)
-    splits = common.split_data(dataset, data_arguments, training.seed, [training.output_dir])
-    rows = splits["train"][: data_arguments.max_train_samples]
+    if "label" in dataset.column_names and len(set(dataset["label"][:])) < 2:
+        dataset = dataset.remove_columns("label")  # one folder of images is no class
+    own = None if training.overwrite_output_dir else training.output_dir
+    splits = common.split_data(dataset, data_arguments, training.seed, own)
+    rows = common.choose_rows(splits["train"], data_arguments.max_train_samples, training.seed)
     model = build_model(model_arguments, losses)
     config = model.config
     size = tuple(n * p for n, p in zip(config.grid_size, model.encoder.embeddings.patch))
-    statistics = common.read_statistics(model_arguments.model_name_or_path)
+    statistics = common.read_statistics(
+        model_arguments.model_name_or_path, config.num_channels, model_arguments.model_revision
+    )
     if accelerator.is_main_process:
         common.save_run(output, "pretrain", arguments, dataset, splits, data_arguments)
         logger.info(

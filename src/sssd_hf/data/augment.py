@@ -14,7 +14,7 @@ NUM_UNIFORMS = 8  # numbers an image needs
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Ranges of the random changes; zero (or scale 1) switches one off.
+    """Ranges of the random changes; zero switches one off, and `min_scale=1` the crops.
 
     Args:
         min_scale: the smallest share of the image's area that a crop keeps, 0 < min_scale <= 1.
@@ -32,17 +32,22 @@ class Augmentation:
     contrast: float = 0.0
 
 
-def affine_matrices(uniform: torch.Tensor, augmentation: Augmentation) -> torch.Tensor:
-    """(batch, 2, 3) matrices from output to input, both in [-1, 1] (x right, y down)."""
-    area = 1 - uniform[:, 0] * (1 - augmentation.min_scale)
-    aspect = augmentation.max_aspect ** (uniform[:, 1] - 0.5)  # a side's factor, its root on each
-    width, height = (area.sqrt() * aspect).clamp(max=1), (area.sqrt() / aspect).clamp(max=1)
+def affine_matrices(
+    uniform: torch.Tensor, augmentation: Augmentation, ratio: float = 1.0
+) -> torch.Tensor:
+    """(batch, 2, 3) matrices from output to input, both in [-1, 1] (x right, y down); `ratio` is
+    the images' height over width, so that a rotation does not shear."""
+    side = (1 - uniform[:, 0] * (1 - augmentation.min_scale)).sqrt()  # root of the crop's area
+    aspect = augmentation.max_aspect ** (uniform[:, 1] - 0.5)  # the root of width over height
+    aspect = aspect.clamp(side, 1 / side)  # neither side leaves the image, the area stays
+    width, height = side * aspect, side / aspect
     center_x = (2 * uniform[:, 2] - 1) * (1 - width)
     center_y = (2 * uniform[:, 3] - 1) * (1 - height)
     width = torch.where(uniform[:, 4] < augmentation.flip, -width, width)
     angle = torch.deg2rad((2 * uniform[:, 5] - 1) * augmentation.rotation)
     cos, sin = angle.cos(), angle.sin()
-    rows = [width * cos, -height * sin, center_x, width * sin, height * cos, center_y]
+    rows = [width * cos, -height * sin * ratio, center_x]
+    rows += [width * sin / ratio, height * cos, center_y]
     return torch.stack(rows, dim=1).unflatten(1, (2, 3))
 
 
@@ -62,7 +67,7 @@ def augment(
     Returns:
         (batch, channels, height, width) fp32 in 0 to 255.
     """
-    matrices = affine_matrices(uniform, augmentation)
+    matrices = affine_matrices(uniform, augmentation, images.shape[2] / images.shape[3])
     grid = F.affine_grid(matrices, [len(images), 1, *size], align_corners=False)
     result = F.grid_sample(
         images.float(), grid, mode="bilinear", padding_mode="reflection", align_corners=False

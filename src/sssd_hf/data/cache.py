@@ -53,7 +53,7 @@ def decode(
 
     # Pillow decodes and resizes outside the interpreter's lock
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        bar = tqdm(total=len(sources), desc="decode", unit="img", disable=not progress)
+        bar = tqdm(total=len(sources), desc="decode", unit="img", disable=not progress, delay=1)
         for _ in pool.map(work, range(len(sources))):
             bar.update()
         bar.close()

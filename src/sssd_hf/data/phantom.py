@@ -24,7 +24,7 @@ from scipy import ndimage
 CLASS_NAMES = ("clear", "opacity")
 SPLIT_SHARES = {"train": 0.60, "validation": 0.15, "test": 0.25}
 # Raise this when a change alters the pictures, so that folders written before are written anew.
-VERSION = 1
+VERSION = 2
 
 AIR, FAT, SOFT, BONE = -1000.0, -100.0, 45.0, 420.0
 
@@ -150,8 +150,8 @@ def _draw_patient(seed: int, number: int) -> _Patient:
     ranges = {
         # pose and acquisition
         "zoom": (0.86, 1.10), "shift_x": (-0.10, 0.10), "shift_y": (-0.14, 0.14),
-        "turn": (-0.20, 0.20), "black": (-1040, -930), "white": (180, 480),
-        "noise": (18, 48), "grain": (0.5, 0.9), "streak": (4, 22), "blur": (0.25, 0.6),
+        "turn": (-0.20, 0.20), "black": (-960, -880), "white": (180, 480),
+        "noise": (9, 24), "grain": (0.5, 0.9), "streak": (2, 11), "blur": (0.25, 0.6),
         "motion": (-0.6, 0.9), "table": (-1, 1), "top": (0.08, 0.28), "bottom": (0.74, 0.96),
         # body
         "body_a": (0.80, 0.93), "body_b": (0.60, 0.73), "square": (2.1, 2.7), "fat": (0.02, 0.085),

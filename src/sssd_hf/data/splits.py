@@ -90,10 +90,21 @@ def make_splits(
         if validation is None:
             train, validation = cut(train, train_val_split, "--train_val_split")
     splits = {"train": train, "validation": validation, "test": test}
-    _check_labels(dataset, splits)
-    if groups is not None:
-        _warn_of_shared_groups(splits, groups, group_column_name)
+    check_splits(dataset, splits, group_column_name)
     return splits
+
+
+def check_splits(dataset, splits: dict[str, list[int]], group_column_name=None) -> None:
+    """Warn of groups in more than one part.
+
+    Raises:
+        ValueError: training is empty or of one class, or validation or test has a label that
+            training lacks.
+    """
+    _check_labels(dataset, splits)
+    if group_column_name is not None:
+        groups = column_texts(dataset, group_column_name, "--group_column_name")
+        _warn_of_shared_groups(splits, groups, group_column_name)
 
 
 def _by_column(dataset, rows, column, wanted):

@@ -94,7 +94,7 @@ def train(
     """Train `model`, already prepared by `accelerator`, on the images 0 ... num_images - 1.
 
     Returns:
-        `train_images_per_second` and `train_runtime` (seconds).
+        `train_runtime` (seconds, evaluations included) and `train_images_per_second` (without).
 
     Raises:
         FloatingPointError: the loss is not finite.
@@ -102,7 +102,7 @@ def train(
     processes, rank = accelerator.num_processes, accelerator.process_index
     global_batch = settings.batch_size * settings.accumulation * processes
     epoch_steps = steps_per_epoch(num_images, settings, processes)
-    started, seen, waiting = time.perf_counter(), 0, []
+    started, evaluating, seen, waiting = time.perf_counter(), 0.0, 0, []
     epoch = -1
     bar = tqdm(
         total=settings.total_steps,
@@ -119,7 +119,7 @@ def train(
         batch_indices = order[place * global_batch : (place + 1) * global_batch]
         share = batch_indices.tensor_split(processes)[rank]
         # an empty share (fewer images left than processes) computes with weight 0: all must meet
-        parts = list(share.split(settings.batch_size)) or [batch_indices[:1]]
+        parts = share.split(settings.batch_size) if len(share) else [batch_indices[:1]]
         batches = [stage.make_batch(part, epoch) for part in parts]
         weights = [stage.batch_weight(batch) * (len(share) > 0) for batch in batches]
         total_weight = accelerator.reduce(torch.stack(weights).sum(), "sum")
@@ -160,21 +160,23 @@ def train(
                     f"The loss is {record['loss']} at step {step + 1} (epoch {epoch}). Lower "
                     "--learning_rate, set --max_grad_norm 1, or use --mixed_precision no."
                 )
-            rate = seen / (time.perf_counter() - started)
+            rate = seen / (time.perf_counter() - started - evaluating)
             log.write(
                 {"step": step + 1, "epoch": (step + 1) / epoch_steps, **record}
                 | {"learning_rate": learning_rate, "images_per_second": rate}
             )
             bar.set_postfix({"loss": f"{record['loss']:.4f}", "img/s": f"{rate:.0f}"})
         if done or (settings.eval_steps and (step + 1) % settings.eval_steps == 0):
+            before = time.perf_counter()
             model.eval()
             metrics = stage.evaluate(step + 1)
             model.train()
+            evaluating += time.perf_counter() - before
             if metrics:
                 log.write({"step": step + 1, "epoch": (step + 1) / epoch_steps, **metrics})
     bar.close()
     runtime = time.perf_counter() - started
-    return {"train_runtime": runtime, "train_images_per_second": seen / runtime}
+    return {"train_runtime": runtime, "train_images_per_second": seen / (runtime - evaluating)}
 
 
 def _fetch(accelerator: Accelerator, waiting: list[tuple[dict, dict]]) -> dict[str, float]:

@@ -1,0 +1,224 @@
+"""Real processes: `accelerate launch` with one and with two, and Ctrl-C."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sssd_hf import SSSDForImageClassification, SSSDForPreTraining
+
+pytestmark = pytest.mark.slow
+REPOSITORY = Path(__file__).parents[2]
+MODEL = [
+    *("--image_size", "32", "--patch_size", "8", "--config_overrides"),
+    "hidden_size=32,num_hidden_layers=2,num_attention_heads=2,intermediate_size=64,"
+    "decoder_hidden_size=32,decoder_num_hidden_layers=1,decoder_num_attention_heads=2,"
+    "decoder_intermediate_size=64,distillation_num_prototypes=32,"
+    "distillation_head_hidden_size=16,distillation_bottleneck_size=8",
+]
+# 29 training images in batches of 8 leave 5 at the end: 3 and 2 for two processes
+IMAGES = 29
+STEPS = 10
+LAUNCH = [sys.executable, "-m", "accelerate.commands.launch"]
+ONE = [*LAUNCH, "--cpu", "--num_processes", "1", "--num_machines", "1"]
+ONE += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+TWO = [*LAUNCH, "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
+TWO += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """Split folders of class folders: 29 to train, 6 to validate, 4 to test."""
+    root = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", IMAGES), ("val", 6), ("test", 4)):
+        for i in range(count):
+            pixels = rng.uniform(0, 60, (36, 36))
+            pixels[18 * (i % 2) :][:18] += 100
+            path = root / split / ("up" if i % 2 else "down") / f"{i:02d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels.astype(np.uint8)).save(path)
+    return root
+
+
+def environment():
+    # one thread a process: the order of a sum depends on the number of threads
+    return {**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
+
+
+def command(launcher, script, images, output, *argv):
+    line = [*launcher, str(REPOSITORY / "scripts" / f"{script}.py"), "--data_dir", str(images)]
+    line += ["--output_dir", str(output), "--max_train_steps", str(STEPS), "--logging_steps", "1"]
+    line += ["--eval_epochs", "1", "--learning_rate", "2e-3", "--max_grad_norm", "1"]
+    return [*line, *map(str, argv)]
+
+
+def launch(launcher, script, images, output, *argv):
+    line = command(launcher, script, images, output, *argv)
+    done = subprocess.run(line, capture_output=True, text=True, timeout=300, env=environment())
+    assert done.returncode == 0, done.stderr
+    results = json.loads((output / "all_results.json").read_text())
+    records = [json.loads(text) for text in (output / "metrics.jsonl").read_text().splitlines()]
+    return results, records, done.stderr
+
+
+def differences(records, others):
+    """name -> largest relative difference of a logged value over the steps."""
+    assert len(records) == len(others)
+    found = {}
+    for record, other in zip(records, others):
+        assert set(record) == set(other)
+        for name in set(record) - {"images_per_second"}:
+            scale = max(abs(record[name]), 1e-12)
+            found[name] = max(found.get(name, 0.0), abs(record[name] - other[name]) / scale)
+    return found
+
+
+def compare(one, two, folders, model_class, capsys, **inputs):
+    """Logged values, results and outputs of both runs; what they differ by is shown."""
+    (results, records, _), (other_results, other_records, messages) = one, two
+    assert results["num_processes"] == 1
+    assert other_results["num_processes"] == 2
+    assert messages.count("2 process(es) on cpu") == 1, "each message once"
+    assert [r["step"] for r in records if "loss" in r] == list(range(1, STEPS + 1))
+    relative = differences(records, other_records)
+    models = [model_class.from_pretrained(folder).eval() for folder in folders]
+    pixels = torch.randn(4, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        outputs = [model(pixels, **inputs).logits for model in models]
+    apart = (outputs[0] - outputs[1]).abs().max().item()
+    with capsys.disabled():
+        shown = ", ".join(f"{name} {value:.1e}" for name, value in sorted(relative.items()))
+        print(f"\n{folders[1].name}: relative {shown}; outputs {apart:.1e}")
+    losses = [name for name in relative if name.endswith("loss")]
+    assert losses
+    for name in losses:
+        assert relative[name] < 1e-5, name
+    assert relative["learning_rate"] == 0
+    assert max(relative.values()) < 1e-3
+    assert apart < 1e-4
+    return models
+
+
+@pytest.mark.parametrize("preset", ["stable", "sd_mae"])
+def test_two_processes_pretrain_as_one(images, tmp_path, capsys, preset):
+    options = [*MODEL, "--distillation", preset, "--label_column_name", ""]
+    folders = [tmp_path / f"pretrain_{preset}_{n}" for n in (1, 2)]
+    one = launch(
+        [sys.executable],
+        "pretrain",
+        images,
+        folders[0],
+        *options,
+        "--per_device_train_batch_size",
+        8,
+    )
+    two = launch(TWO, "pretrain", images, folders[1], *options, "--per_device_train_batch_size", 4)
+    noise = torch.rand(4, 16, generator=torch.Generator().manual_seed(1))
+    models = compare(one, two, folders, SSSDForPreTraining, capsys, noise=noise)
+    teachers = [
+        {k: v for k, v in model.state_dict().items() if ".teacher_" in k} for model in models
+    ]
+    assert teachers[0]
+    for name, tensor in teachers[0].items():
+        assert torch.allclose(tensor, teachers[1][name], atol=1e-5, rtol=1e-4), name
+    assert teachers[1]["distillation.teacher_step"] == STEPS
+
+
+def test_two_processes_fine_tune_as_one(images, tmp_path, capsys):
+    """With drop path and class weights, and part batches of which the last ones are uneven."""
+    model = [*MODEL[:-1], f"{MODEL[-1]},class_weights=[1,3]"]
+    options = [*model, "--drop_path_rate", "0.3"]
+    folders = [tmp_path / f"finetune_{n}" for n in (1, 2)]
+    one = launch(ONE, "finetune", images, folders[0], *options, "--per_device_train_batch_size", 8)
+    two = launch(
+        TWO,
+        "finetune",
+        images,
+        folders[1],
+        *options,
+        *("--per_device_train_batch_size", 2, "--gradient_accumulation_steps", 2),
+        *("--per_device_eval_batch_size", 2),
+    )
+    compare(one, two, folders, SSSDForImageClassification, capsys)
+    for name in ("best_step", "chosen_by", "num_train_images"):
+        assert one[0][name] == two[0][name]
+    splits = [json.loads((folder / "splits.json").read_text()) for folder in folders]
+    assert splits[0] == splits[1]
+
+
+def test_a_process_without_images_waits_for_the_other(images, tmp_path, capsys):
+    """25 images in batches of 8 leave one: the second process has none in that step."""
+    options = [*MODEL, "--max_train_samples", 25]
+    folders = [tmp_path / f"uneven_{n}" for n in (1, 2)]
+    one = launch(
+        [sys.executable],
+        "pretrain",
+        images,
+        folders[0],
+        *options,
+        "--per_device_train_batch_size",
+        8,
+    )
+    two = launch(TWO, "pretrain", images, folders[1], *options, "--per_device_train_batch_size", 4)
+    noise = torch.rand(4, 16, generator=torch.Generator().manual_seed(1))
+    compare(one, two, folders, SSSDForPreTraining, capsys, noise=noise)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_an_error_of_the_user_ends_all_processes(images, tmp_path, processes):
+    line = command(
+        {1: ONE, 2: TWO}[processes], "finetune", images, tmp_path / "out", "--image_size", "33"
+    )
+    done = subprocess.run(line, capture_output=True, text=True, timeout=200, env=environment())
+    assert done.returncode != 0
+    assert "image_size=33" in done.stderr
+
+
+def interrupt_when_training(line, output):
+    """Ctrl-C, as a terminal sends it: to all processes of the group, once steps are logged."""
+    process = subprocess.Popen(
+        line,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment(),
+        start_new_session=True,
+    )
+    try:
+        metrics, end = output / "metrics.jsonl", time.monotonic() + 200
+        while not (metrics.exists() and metrics.stat().st_size):
+            assert process.poll() is None, process.communicate()[0]
+            assert time.monotonic() < end
+            time.sleep(0.1)
+        os.killpg(process.pid, signal.SIGINT)
+        shown, _ = process.communicate(timeout=60)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+    return process.returncode, shown
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_ctrl_c_ends_with_a_clear_message(images, tmp_path, processes):
+    output = tmp_path / "out"
+    launcher = {1: [sys.executable], 2: TWO}[processes]
+    options = ["--per_device_train_batch_size", "4", "--max_train_steps", "100000"]
+    line = command(launcher, "pretrain", images, output, *MODEL, *options)
+    code, shown = interrupt_when_training(line, output)
+    assert code != 0
+    assert "interrupted" in shown
+    assert not (output / "all_results.json").exists(), "it is not taken for a finished run"
+    for text in (output / "metrics.jsonl").read_text().splitlines():
+        json.loads(text)
+    if processes == 1:  # with several, the launcher shows its own traceback
+        assert "Traceback" not in shown

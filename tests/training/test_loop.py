@@ -1,0 +1,421 @@
+"""The loop against plain loops over whole batches, written here with torch alone."""
+
+import json
+import math
+import threading
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+
+from sssd_hf import SSSDConfig, SSSDForImageClassification, SSSDForPreTraining
+from sssd_hf.training.loop import Log, LoopSettings, Stage, steps_per_epoch, train
+from sssd_hf.training.optimization import cosine_with_warmup
+from sssd_hf.training.seeding import epoch_order, image_seeds
+
+FIELDS = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "decoder_hidden_size": 32,
+    "decoder_num_hidden_layers": 1,
+    "decoder_num_attention_heads": 2,
+    "decoder_intermediate_size": 64,
+    "image_size": 32,
+    "patch_size": 8,
+    "num_channels": 1,
+    "distillation_num_prototypes": 16,
+    "distillation_head_hidden_size": 16,
+    "distillation_bottleneck_size": 8,
+}
+IMAGES, SEED, RATE, DECAY = 26, 5, 2e-3, 0.05
+# above the rounding of gradients that are zero, such as that of attention's key bias
+EPS = 1e-4
+PIXELS = torch.randn(IMAGES, 1, 32, 32, generator=torch.Generator().manual_seed(1))
+LABELS = torch.randint(0, 3, (IMAGES,), generator=torch.Generator().manual_seed(2))
+CLASS_WEIGHTS = [0.5, 2.0, 1.25]
+
+
+@pytest.fixture
+def accelerator():
+    return Accelerator(cpu=True)
+
+
+def pretraining_model(preset):
+    torch.manual_seed(0)
+    return SSSDForPreTraining(SSSDConfig.from_size("tiny", distillation=preset, **FIELDS))
+
+
+def classifier(**fields):
+    torch.manual_seed(0)
+    options = {"num_labels": 3, "drop_path_rate": 0.3, "label_smoothing": 0.1, **fields}
+    options.setdefault("class_weights", CLASS_WEIGHTS)
+    return SSSDForImageClassification(SSSDConfig(**FIELDS, **options))
+
+
+def make_batch(index, epoch, labels=False):
+    batch = {
+        "pixel_values": PIXELS[index],
+        "sample_seeds": image_seeds(SEED, epoch, index, "model"),
+    }
+    return {**batch, "labels": LABELS[index]} if labels else batch
+
+
+def pretraining_stage(model, settings):
+    def after_step(step, sums):
+        if sums is None:
+            return {}
+        model.update_teacher(step, settings.total_steps, sums)
+        return {"target_std": model.distillation.target_std(sums)}
+
+    return Stage(
+        make_batch=make_batch,
+        batch_weight=lambda batch: torch.tensor(float(len(batch["pixel_values"]))),
+        log_values=lambda output: {"reconstruction_loss": output.reconstruction_loss},
+        after_step=after_step,
+        evaluate=lambda step: {},
+    )
+
+
+def finetuning_stage(class_weights=CLASS_WEIGHTS):
+    weights = torch.tensor(class_weights)
+    return Stage(
+        make_batch=lambda index, epoch: make_batch(index, epoch, labels=True),
+        batch_weight=lambda batch: weights[batch["labels"]].sum(),
+        log_values=lambda output: {},
+        after_step=lambda step, sums: {},
+        evaluate=lambda step: {},
+    )
+
+
+def run(accelerator, model, stage, settings, path=None):
+    """-> the log's records, the result of `train`; the model has the final weights."""
+    optimizer = torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad], lr=RATE, weight_decay=DECAY, eps=EPS
+    )
+    scheduler = cosine_with_warmup(optimizer, 2, settings.total_steps)
+    prepared, optimizer = accelerator.prepare(model, optimizer)
+    log = Log(path)
+    result = train(accelerator, prepared, optimizer, scheduler, IMAGES, stage, settings, log)
+    return log.records, result
+
+
+def reference(model, total_steps, global_batch, loss_of, after_step=None, max_grad_norm=None):
+    """One forward a step over the whole global batch; AdamW written out. -> losses, rates."""
+    model.train()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    first, second = ([torch.zeros_like(p) for p in trained] for _ in range(2))
+    per_epoch = math.ceil(IMAGES / global_batch)
+    losses, rates = [], []
+    for step in range(total_steps):
+        epoch, place = divmod(step, per_epoch)
+        index = epoch_order(SEED, epoch, IMAGES)[place * global_batch :][:global_batch]
+        progress = (step - 2) / max(1, total_steps - 2)
+        rate = RATE * ((step + 1) / 2 if step < 2 else 0.5 + 0.5 * math.cos(math.pi * progress))
+        loss, output = loss_of(model, index, epoch)
+        model.zero_grad()
+        loss.backward()
+        gradients = [p.grad for p in trained]
+        if max_grad_norm is not None:
+            norm = torch.stack([g.square().sum() for g in gradients]).sum().sqrt()
+            gradients = [g * min(1.0, max_grad_norm / norm.item()) for g in gradients]
+        with torch.no_grad():
+            for p, g, m, v in zip(trained, gradients, first, second):
+                m.mul_(0.9).add_(g, alpha=0.1)
+                v.mul_(0.999).add_(g * g, alpha=0.001)
+                unbiased = v / (1 - 0.999 ** (step + 1))
+                p.mul_(1 - rate * DECAY)
+                p.sub_(rate * (m / (1 - 0.9 ** (step + 1))) / (unbiased.sqrt() + EPS))
+        if after_step is not None:
+            after_step(step + 1, output)
+        losses.append(loss.item())
+        rates.append(rate)
+    return losses, rates
+
+
+def pretraining_loss(model, index, epoch):
+    output = model(**make_batch(index, epoch))
+    return output.loss, output
+
+
+def classification_loss(model, index, epoch):
+    """Class weights and smoothing by their definition: a mean weighted by the labels' weights,
+    of which smoothing gives each class its share of the (weighted) log-probabilities."""
+    batch = make_batch(index, epoch)
+    log_p = F.log_softmax(model(**batch).logits, dim=-1)
+    weights, labels = torch.tensor(CLASS_WEIGHTS), LABELS[index]
+    target = 0.9 * F.one_hot(labels, 3) + 0.1 / 3
+    loss = -(target * weights * log_p).sum() / weights[labels].sum()
+    return loss, None
+
+
+def check_equal(model, expected, losses, expected_losses):
+    assert losses == pytest.approx(expected_losses, rel=1e-5)
+    pairs = zip(model.state_dict().items(), expected.state_dict().values())
+    for (name, tensor), other in pairs:
+        assert torch.allclose(tensor, other, atol=2e-6, rtol=1e-5), name
+
+
+@pytest.mark.parametrize("preset", ["mae", "stable", "sd_mae", "global"])
+@pytest.mark.parametrize(("batch_size", "accumulation"), [(8, 1), (4, 2)])
+def test_pretraining_equals_the_reference(accelerator, preset, batch_size, accumulation):
+    settings = LoopSettings(9, batch_size, accumulation, logging_steps=1, seed=SEED)
+    model, expected = pretraining_model(preset), pretraining_model(preset)
+    for each in (model, expected):
+        each.update_teacher(0, 9)
+    records, _ = run(accelerator, model, pretraining_stage(model, settings), settings)
+
+    def after_step(step, output):
+        expected.update_teacher(step, 9, output.distillation_statistics)
+
+    losses, rates = reference(expected, 9, 8, pretraining_loss, after_step)
+    assert [r["learning_rate"] for r in records] == pytest.approx(rates)
+    check_equal(model, expected, [r["loss"] for r in records], losses)
+    if preset == "sd_mae":
+        assert expected.distillation.teacher_center.abs().max() > 0
+        assert expected.distillation.teacher_step == 9
+
+
+@pytest.mark.parametrize("kind", ["ema", "standardize_per_position"])
+def test_the_teacher_steps_once_a_step_whatever_the_parts(accelerator, kind):
+    fields = {
+        "ema": {"distillation_head": "dino", "distillation_distance": "cross_entropy"},
+        "standardize_per_position": {"distillation_target": "standardize_per_position"},
+    }[kind]
+    results = []
+    for batch_size, accumulation in ((16, 1), (2, 8)):
+        settings = LoopSettings(6, batch_size, accumulation, logging_steps=1, seed=SEED)
+        torch.manual_seed(0)
+        model = SSSDForPreTraining(SSSDConfig(**FIELDS, **fields))
+        records, _ = run(accelerator, model, pretraining_stage(model, settings), settings)
+        results.append((model, [r["loss"] for r in records], [r["target_std"] for r in records]))
+    (model, losses, spreads), (other, other_losses, other_spreads) = results
+    check_equal(model, other, losses, other_losses)
+    assert spreads == pytest.approx(other_spreads, rel=1e-3)
+    moved = [k for k in model.state_dict() if k.startswith("distillation.teacher_")]
+    assert len(moved) > 3
+
+
+@pytest.mark.parametrize(("batch_size", "accumulation"), [(8, 1), (2, 4), (3, 3)])
+def test_finetuning_equals_the_reference(accelerator, batch_size, accumulation):
+    """With class weights: the parts of a batch do not weigh the same."""
+    settings = LoopSettings(8, batch_size, accumulation, logging_steps=1, seed=SEED)
+    model, expected = classifier(), classifier()
+    records, _ = run(accelerator, model, finetuning_stage(), settings)
+    losses, _ = reference(expected, 8, batch_size * accumulation, classification_loss)
+    check_equal(model, expected, [r["loss"] for r in records], losses)
+
+
+def test_part_batches_of_another_mean_would_differ(accelerator):
+    """The test above can fail: a plain mean of part batches' means is another loss."""
+    index = epoch_order(SEED, 0, IMAGES)[:8]
+    model = classifier(drop_path_rate=0.0)
+    whole = classification_loss(model, index, 0)[0]
+    parts = torch.stack([classification_loss(model, part, 0)[0] for part in index.split(2)])
+    assert abs(parts.mean() - whole) > 1e-3 * whole
+
+
+def test_accumulating_2_x_8_equals_16(accelerator):
+    found = []
+    for batch_size, accumulation in ((16, 1), (8, 2), (1, 16)):
+        settings = LoopSettings(6, batch_size, accumulation, logging_steps=1, seed=SEED)
+        model = classifier()
+        records, _ = run(accelerator, model, finetuning_stage(), settings)
+        found.append([r["loss"] for r in records])
+    assert found[1] == pytest.approx(found[0], rel=1e-5)
+    assert found[2] == pytest.approx(found[0], rel=1e-5)
+
+
+def test_clipping_is_of_the_whole_gradient(accelerator):
+    settings = LoopSettings(4, 4, 2, max_grad_norm=0.05, logging_steps=1, seed=SEED)
+    model, expected = classifier(), classifier()
+    records, _ = run(accelerator, model, finetuning_stage(), settings)
+    losses, _ = reference(expected, 4, 8, classification_loss, max_grad_norm=0.05)
+    check_equal(model, expected, [r["loss"] for r in records], losses)
+
+
+def test_every_image_once_an_epoch(accelerator):
+    """26 images in batches of 8 are 4 steps: 8, 8, 8 and 2; the next epoch starts anew."""
+    seen = []
+    stage = finetuning_stage()
+    inner = stage.make_batch
+
+    def make(index, epoch):
+        seen.append((epoch, index.tolist()))
+        return inner(index, epoch)
+
+    stage.make_batch = make
+    settings = LoopSettings(9, 4, 2, seed=SEED)
+    assert steps_per_epoch(IMAGES, settings, 1) == 4
+    assert steps_per_epoch(IMAGES, settings, 2) == 2
+    run(accelerator, classifier(), stage, settings)
+    for epoch in (0, 1):
+        images = [i for e, index in seen if e == epoch for i in index]
+        assert sorted(images) == list(range(IMAGES))
+    assert {e for e, _ in seen} == {0, 1, 2}
+    assert max(len(index) for _, index in seen) == 4
+
+
+class Threads:
+    """What the loop asks of an accelerator, for processes that are threads here."""
+
+    def __init__(self, processes):
+        self.processes = processes
+        self.barrier = threading.Barrier(processes, timeout=60)
+        self.box = [None] * processes
+
+    def sum(self, rank, tensor):
+        self.box[rank] = tensor.detach()
+        self.barrier.wait()
+        total = torch.stack(list(self.box)).sum(0)
+        self.barrier.wait()
+        return total
+
+    def accelerator(self, rank):
+        def reduce(value, kind):
+            assert kind == "sum"
+            if isinstance(value, dict):
+                return {key: self.sum(rank, tensor) for key, tensor in value.items()}
+            return self.sum(rank, value)
+
+        return SimpleNamespace(
+            num_processes=self.processes,
+            process_index=rank,
+            is_main_process=rank == 0,
+            reduce=reduce,
+            no_sync=lambda model: nullcontext(),
+            backward=lambda loss: loss.backward(),
+        )
+
+    def average_gradients(self, rank, optimizer):
+        """As DistributedDataParallel does, before each step."""
+
+        def average(optimizer, *unused):
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    parameter.grad = self.sum(rank, parameter.grad) / self.processes
+
+        optimizer.register_step_pre_hook(average)
+
+
+@pytest.mark.parametrize("preset", ["sd_mae", "stable"])
+def test_shares_of_processes_give_the_reference(preset):
+    """26 images in global batches of 12 leave 2 for three processes: one has none."""
+    steps, threads = 7, Threads(3)
+    settings = LoopSettings(steps, 2, 2, logging_steps=1, seed=SEED)
+    models = [pretraining_model(preset) for _ in range(3)]
+    logs, errors = [Log(None) for _ in range(3)], []
+
+    def work(rank):
+        model = models[rank]
+        trained = [p for p in model.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=RATE, weight_decay=DECAY, eps=EPS)
+        threads.average_gradients(rank, optimizer)
+        scheduler = cosine_with_warmup(optimizer, 2, steps)
+        stage = pretraining_stage(model, settings)
+        try:
+            accelerator = threads.accelerator(rank)
+            train(accelerator, model, optimizer, scheduler, IMAGES, stage, settings, logs[rank])
+        except Exception as error:
+            errors.append(error)
+            threads.barrier.abort()
+
+    expected = pretraining_model(preset)
+    for model in (*models, expected):
+        model.update_teacher(0, steps)
+    running = [threading.Thread(target=work, args=(rank,)) for rank in range(3)]
+    for thread in running:
+        thread.start()
+    for thread in running:
+        thread.join()
+    assert not errors, errors
+
+    def after_step(step, output):
+        expected.update_teacher(step, steps, output.distillation_statistics)
+
+    losses, _ = reference(expected, steps, 12, pretraining_loss, after_step)
+    for model, log in zip(models, logs):
+        check_equal(model, expected, [r["loss"] for r in log.records], losses)
+
+
+def test_log_is_json_lines(accelerator, tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    stage = finetuning_stage()
+    evaluated = []
+
+    def evaluate(step):
+        evaluated.append(step)
+        return {"eval_accuracy": 0.5, "eval_roc_auc": math.nan}
+
+    stage.evaluate = evaluate
+    settings = LoopSettings(10, 8, logging_steps=3, eval_steps=4, seed=SEED)
+    model = classifier(drop_path_rate=0.0)
+    records, result = run(accelerator, model, stage, settings, path)
+    assert model.training, "evaluation gives the model back in training mode"
+    lines = path.read_text().splitlines()
+    parsed = [json.loads(line, parse_constant=pytest.fail) for line in lines]  # no NaN
+    assert parsed == records
+    steps = [record["step"] for record in parsed if "loss" in record]
+    assert steps == [3, 6, 9, 10]
+    assert evaluated == [4, 8, 10]
+    assert [r["step"] for r in parsed if "eval_accuracy" in r] == evaluated
+    assert all(r["eval_roc_auc"] is None for r in parsed if "eval_accuracy" in r)
+    assert all(r["epoch"] == r["step"] / 4 for r in parsed)
+    assert result["train_runtime"] > 0
+    assert result["train_images_per_second"] > 0
+    # a line has the mean over its steps
+    single = LoopSettings(10, 8, logging_steps=1, seed=SEED)
+    every, _ = run(accelerator, classifier(drop_path_rate=0.0), finetuning_stage(), single)
+    losses = [r["loss"] for r in every]
+    found = [r["loss"] for r in parsed if "loss" in r]
+    means = [sum(losses[a:b]) / (b - a) for a, b in ((0, 3), (3, 6), (6, 9), (9, 10))]
+    assert found == pytest.approx(means, rel=1e-5)
+
+
+def test_speed_leaves_evaluation_out(accelerator, monkeypatch):
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr("sssd_hf.training.loop.time.perf_counter", lambda: clock.now)
+    stage = finetuning_stage()
+    inner = stage.make_batch
+
+    def make(index, epoch):
+        clock.now += 1
+        return inner(index, epoch)
+
+    def evaluate(step):
+        clock.now += 100
+        return {"eval_accuracy": 1.0}
+
+    stage.make_batch, stage.evaluate = make, evaluate
+    settings = LoopSettings(3, 8, logging_steps=1, eval_steps=1, seed=SEED)
+    records, result = run(accelerator, classifier(), stage, settings)
+    assert result["train_images_per_second"] == pytest.approx(8)
+    assert result["train_runtime"] == pytest.approx(303)
+    assert [r["images_per_second"] for r in records if "loss" in r] == pytest.approx([8] * 3)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_stops_the_run(accelerator, value, tmp_path):
+    stage = finetuning_stage()
+    inner = stage.make_batch
+    calls = []
+
+    def make(index, epoch):
+        calls.append(epoch)
+        batch = inner(index, epoch)
+        if len(calls) == 5:
+            batch["pixel_values"] = torch.full_like(batch["pixel_values"], value)
+        return batch
+
+    stage.make_batch = make
+    settings = LoopSettings(50, 8, logging_steps=4, seed=SEED)
+    path = tmp_path / "metrics.jsonl"
+    with pytest.raises(FloatingPointError, match=r"step 8 .*--learning_rate"):
+        run(accelerator, classifier(), stage, settings, path)
+    assert len(calls) == 8, "noticed at the next line of the log"
+    for line in path.read_text().splitlines():
+        json.loads(line, parse_constant=pytest.fail)
