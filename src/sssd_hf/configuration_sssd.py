@@ -101,7 +101,7 @@ class SSSDConfig(ViTMAEConfig):
             ViT) or `"mean"` of the patch tokens.
         drop_path_rate: stochastic depth of the last layer, 0 <= rate < 1; rises linearly from 0.
         label_smoothing: 0 to 1, in the training loss of a single-label classifier.
-        class_weights: one weight >= 0 a class in the training loss, or None.
+        class_weights: one weight > 0 a class in the training loss, or None.
         distillation_weight: lambda (additive) or p (convex) of the loss; 0 is plain MAE.
         distillation_weighting: `"additive"` L_rec + w L_sd, or `"convex"` (1 - w) L_rec + w L_sd.
         distillation_schedule: of the weight: `"linear_warmup"` over the first
@@ -242,12 +242,12 @@ class SSSDConfig(ViTMAEConfig):
             self._fail("num_labels", "an integer >= 1")
         self._validate_shapes()
         self._validate_distillation()
+        # not zero: a part batch of such a class alone would have no mean
         if self.class_weights is not None and not (
             len(self.class_weights) == self.num_labels
-            and all(0 <= weight < math.inf for weight in self.class_weights)
-            and sum(self.class_weights) > 0
+            and all(0 < weight < math.inf for weight in self.class_weights)
         ):
-            self._fail("class_weights", f"{self.num_labels} weights (num_labels) >= 0, one above 0")
+            self._fail("class_weights", f"{self.num_labels} weights (num_labels) above 0")
 
     def validate_mask(self) -> None:
         """Raise ValueError where the mask leaves nothing to see or nothing to predict."""

@@ -123,6 +123,9 @@ class PretrainAugmentation:
     min_crop_scale: float = option(
         0.5, "Smallest share of the image's area in a random crop; low values cut lesions out."
     )
+    max_crop_scale: float = option(
+        1.0, "Largest share; above 1 the crop shows the image smaller, mirrored at its edges."
+    )
     horizontal_flip: float = option(0.5, "Probability of a horizontal flip.")
     rotation: float = option(0.0, "Largest rotation to either side, degrees.")
     brightness: float = option(0.0, "Largest relative change of brightness, 0 to 1.")
@@ -132,6 +135,7 @@ class PretrainAugmentation:
         check_ranges(
             self,
             min_crop_scale=(0.01, 1),
+            max_crop_scale=(self.min_crop_scale, 4),
             horizontal_flip=(0, 1),
             rotation=(0, 180),
             brightness=(0, 1),
@@ -141,7 +145,10 @@ class PretrainAugmentation:
 
 @dataclass
 class FinetuneAugmentation(PretrainAugmentation):
-    min_crop_scale: float = option(0.6, "Smallest share of the image's area in a random crop.")
+    min_crop_scale: float = option(0.7, "Smallest share of the image's area in a random crop.")
+    max_crop_scale: float = option(
+        1.3, "Largest share; above 1 the crop shows the image smaller, mirrored at its edges."
+    )
     rotation: float = option(10.0, "Largest rotation to either side, degrees.")
     brightness: float = option(0.1, "Largest relative change of brightness, 0 to 1.")
     contrast: float = option(0.2, "Largest relative change of contrast, 0 to 1.")

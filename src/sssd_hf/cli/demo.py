@@ -27,8 +27,8 @@ def score_thumbnails(data_dir: Path, finetuned: Path) -> dict[str, float]:
 
     dataset = load_images(data_dir)
     splits = read_splits(finetuned / "splits.json", dataset)
-    known = common.decode_split(dataset, splits["train"] + splits["validation"], (112, 112), 1)
-    test = common.decode_split(dataset, splits["test"], (112, 112), 1)
+    known = common.decode_split(dataset, splits["train"] + splits["validation"], (64, 64), 1)
+    test = common.decode_split(dataset, splits["test"], (64, 64), 1)
     return thumbnail_baselines(known.pixels, known.labels, test.pixels, test.labels)
 
 

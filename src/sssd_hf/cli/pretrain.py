@@ -95,6 +95,7 @@ def loop_settings(training: TrainingArguments, num_images: int, processes: int) 
 def augmentation_of(arguments: PretrainAugmentation) -> Augmentation:
     return Augmentation(
         min_scale=arguments.min_crop_scale,
+        max_scale=arguments.max_crop_scale,
         flip=arguments.horizontal_flip,
         rotation=arguments.rotation,
         brightness=arguments.brightness,
@@ -169,7 +170,7 @@ def write_reconstructions(
     images: common.Images,
     statistics: tuple[list[float], list[float]],
     path: Path,
-    count: int = 6,
+    count: int = 4,
 ) -> None:
     """Input, masked, reconstruction, and the reconstruction pasted into the visible patches. With
     pixels normalised by patch, each patch's mean and contrast are taken from the input."""

@@ -14,10 +14,12 @@ NUM_UNIFORMS = 8  # numbers an image needs
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Ranges of the random changes; zero switches one off, and `min_scale=1` the crops.
+    """Ranges of the random changes; zero switches one off, and scales of 1 the crops.
 
     Args:
-        min_scale: the smallest share of the image's area that a crop keeps, 0 < min_scale <= 1.
+        min_scale, max_scale: the smallest and largest area of a crop, as a share of the image's;
+            above 1 it reaches beyond the image, which is mirrored there. With a mean of 1 things
+            are as large in training as in evaluation (arXiv 1906.06423).
         max_aspect: a crop's sides differ by at most this factor, >= 1.
         flip: probability of a horizontal flip.
         rotation: degrees to either side.
@@ -25,6 +27,7 @@ class Augmentation:
     """
 
     min_scale: float = 1.0
+    max_scale: float = 1.0
     max_aspect: float = 4 / 3
     flip: float = 0.5
     rotation: float = 0.0
@@ -37,9 +40,11 @@ def affine_matrices(
 ) -> torch.Tensor:
     """(batch, 2, 3) matrices from output to input, both in [-1, 1] (x right, y down); `ratio` is
     the images' height over width, so that a rotation does not shear."""
-    side = (1 - uniform[:, 0] * (1 - augmentation.min_scale)).sqrt()  # root of the crop's area
+    scales = augmentation.max_scale - augmentation.min_scale
+    side = (augmentation.max_scale - uniform[:, 0] * scales).sqrt()  # root of the crop's area
     aspect = augmentation.max_aspect ** (uniform[:, 1] - 0.5)  # the root of width over height
-    aspect = aspect.clamp(side, 1 / side)  # neither side leaves the image, the area stays
+    bound = torch.minimum(side, 1 / side)
+    aspect = aspect.clamp(bound, 1 / bound)  # one side alone never leaves the image
     width, height = side * aspect, side / aspect
     center_x = (2 * uniform[:, 2] - 1) * (1 - width)
     center_y = (2 * uniform[:, 3] - 1) * (1 - height)

@@ -24,7 +24,7 @@ from scipy import ndimage
 CLASS_NAMES = ("clear", "opacity")
 SPLIT_SHARES = {"train": 0.60, "validation": 0.15, "test": 0.25}
 # Raise this when a change alters the pictures, so that folders written before are written anew.
-VERSION = 2
+VERSION = 3
 
 AIR, FAT, SOFT, BONE = -1000.0, -100.0, 45.0, 420.0
 
@@ -210,7 +210,7 @@ def _draw_lesions(rng: np.random.Generator) -> tuple[_Lesion, ...]:
                 right_image_side=bool(rng.random() < 0.5),
                 place=(rng.uniform(0.12, 0.88), rng.uniform(0.15, 0.85)),
                 drift=(rng.uniform(-0.12, 0.12), rng.uniform(-0.12, 0.12)),
-                size=rng.uniform(0.32, 0.44) if leading else rng.uniform(0.15, 0.40),
+                size=rng.uniform(0.42, 0.58) if leading else rng.uniform(0.20, 0.50),
                 stretch=rng.uniform(0.75, 1.35),
                 angle=rng.uniform(0, np.pi),
                 lobes=np.stack([rng.uniform(0.02, 0.16, 4), rng.uniform(0, 6.28, 4)], axis=1),
