@@ -49,7 +49,7 @@ def classify_one(finetuned: Path, predictions: Path, data_dir: Path) -> str:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output_dir", default="demo", help="Where everything goes.")
-    parser.add_argument("--num_patients", type=int, default=200, help="Phantoms, 4 slices each.")
+    parser.add_argument("--num_patients", type=int, default=280, help="Phantoms, 4 slices each.")
     parser.add_argument("--max_train_steps", type=int, help="Shorten both trainings (for a trial).")
     arguments = parser.parse_args(argv)
     from ..data.phantom import write_phantoms
