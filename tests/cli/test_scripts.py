@@ -790,4 +790,4 @@ def test_shapes_that_a_checkpoint_does_not_have(tmp_path, capsys, runs, class_fo
     """Only a head may be replaced."""
     argv = ("--data_dir", class_folders, "--model_name_or_path", runs / "finetuned", *TRAINING)
     argv += ("--config_overrides", "intermediate_size=48", "--output_dir", tmp_path / "out")
-    assert "mlp.fc1" in error_of(capsys, finetune.main, *argv)
+    assert "encoder.layers.0.mlp.fc1" in error_of(capsys, finetune.main, *argv)

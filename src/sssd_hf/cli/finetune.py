@@ -14,18 +14,18 @@ import torch
 
 from ..configuration_sssd import SSSDConfig
 from ..data.sources import require_labels
-from ..evaluation.metrics import classification_metrics, to_json
+from ..evaluation.metrics import classification_metrics
 from ..modeling_sssd import SSSDForImageClassification
 from ..training.loop import Log, Stage, train
-from ..training.optimization import cosine_with_warmup, parameter_groups
 from . import common
 from .arguments import ModelArguments, parse
-from .pretrain import (
+from .runs import (
     augmentation_of,
     augmented_batch,
     config_options,
+    finish_run,
     loop_settings,
-    peak_learning_rate,
+    optimizer_and_schedule,
 )
 
 logger = logging.getLogger("sssd_hf")
@@ -52,7 +52,7 @@ def build_model(
             output_loading_info=True,
             **options,
         )
-        mismatched = [key for key, *_ in info["mismatched_keys"]]
+        mismatched = sorted(key for key, *_ in info["mismatched_keys"])
         if not all(key.startswith("classifier.") for key in mismatched):
             raise ValueError(
                 f"--model_name_or_path {name}: its weights have other shapes than the model asked "
@@ -122,17 +122,14 @@ def main(argv: list[str] | None = None) -> int:
         logger.warning("no validation split: the last checkpoint is kept")
 
     settings = loop_settings(training, len(images), accelerator.num_processes)
-    global_batch = settings.batch_size * settings.accumulation * accelerator.num_processes
-    learning_rate = peak_learning_rate(training, global_batch, default=5e-4)
-    optimizer = torch.optim.AdamW(
-        parameter_groups(model, learning_rate, training.weight_decay, training.layer_decay),
+    optimizer, scheduler, learning_rate = optimizer_and_schedule(
+        model,
+        training,
+        settings,
+        accelerator.num_processes,
         betas=(0.9, 0.999),
-        fused=True,
+        layer_decay=training.layer_decay,
     )
-    warmup = training.num_warmup_steps
-    if warmup is None:
-        warmup = round(training.warmup_ratio * settings.total_steps)
-    scheduler = cosine_with_warmup(optimizer, warmup, settings.total_steps)
     plain = model
     model, optimizer = accelerator.prepare(model, optimizer)
     augmentation = augmentation_of(augmentation_arguments)
@@ -175,24 +172,12 @@ def main(argv: list[str] | None = None) -> int:
     plain.eval()
     if best.weights is not None:
         plain.load_state_dict(best.weights)
-    common.save_checkpoint(plain, output, statistics)
-    from ..evaluation.plots import plot_training_curves
-
-    plot_training_curves(output / "metrics.jsonl", output / "curves.png")
-    last: dict[str, Any] = {}
-    for record in log.records:
-        last |= record
     results = {
         "num_train_images": len(images),
-        "num_processes": accelerator.num_processes,
         "learning_rate_peak": learning_rate,
         "chosen_by": training.metric_for_best_model if best.weights else "last",
-        **last,
         **best.record,
         **speed,
-        "versions": common.versions(),
     }
-    common.write_json(output / "all_results.json", to_json(results))
-    chosen = f"; chosen at step {best.record['best_step']}" if best.record else ""
-    logger.info(f"done in {speed['train_runtime'] / 60:.1f} min{chosen}; checkpoint in {output}")
+    finish_run(output, plain, statistics, log, accelerator, results)
     return 0

@@ -6,48 +6,27 @@ splits.json, pretrain_recipe.yaml and all_results.json into --output_dir.
 """
 
 import logging
-import re
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..configuration_sssd import DISTILLATION_PRESETS, SSSDConfig
-from ..data.augment import NUM_UNIFORMS, Augmentation, augment
-from ..modeling_sssd import SSSDForPreTraining, sample_uniform
-from ..training.loop import Log, LoopSettings, Stage, steps_per_epoch, train
-from ..training.optimization import cosine_with_warmup, parameter_groups
+from ..modeling_sssd import SSSDForPreTraining
+from ..training.loop import Log, Stage, train
 from ..training.seeding import image_seeds
 from . import common
-from .arguments import (
-    DistillationArguments,
-    ModelArguments,
-    PretrainAugmentation,
-    TrainingArguments,
-    parse,
+from .arguments import DistillationArguments, ModelArguments, parse
+from .runs import (
+    augmentation_of,
+    augmented_batch,
+    config_options,
+    finish_run,
+    loop_settings,
+    optimizer_and_schedule,
 )
 
 logger = logging.getLogger("sssd_hf")
-
-
-def config_options(model: ModelArguments) -> dict[str, Any]:
-    """The fields of the config that the user gave."""
-    options = {
-        name: getattr(model, name)
-        for name in ("image_size", "patch_size", "num_channels")
-        if getattr(model, name) is not None
-    }
-    import yaml
-
-    # commas in brackets belong to a value, such as class_weights=[1,2]
-    for pair in filter(None, re.split(r",(?![^\[]*\])", model.config_overrides or "")):
-        name, equals, value = pair.partition("=")
-        if not equals or name.strip() not in SSSDConfig().to_dict():
-            raise ValueError(
-                f"--config_overrides: {pair!r}; expected name=value with a field of SSSDConfig."
-            )
-        options[name.strip()] = yaml.safe_load(value)
-    return options
 
 
 def build_model(model: ModelArguments, losses: DistillationArguments) -> SSSDForPreTraining:
@@ -64,62 +43,6 @@ def build_model(model: ModelArguments, losses: DistillationArguments) -> SSSDFor
         )
     options = {"image_size": 112, "num_channels": 1, **options}
     return SSSDForPreTraining(SSSDConfig.from_size(model.model_size, model.decoder, **options))
-
-
-def peak_learning_rate(training: TrainingArguments, global_batch: int, default: float) -> float:
-    if training.learning_rate is not None and training.base_learning_rate is not None:
-        raise ValueError("Give --learning_rate or --base_learning_rate, not both.")
-    if training.base_learning_rate is not None:
-        return training.base_learning_rate * global_batch / 256
-    return default if training.learning_rate is None else training.learning_rate
-
-
-def loop_settings(training: TrainingArguments, num_images: int, processes: int) -> LoopSettings:
-    settings = LoopSettings(
-        total_steps=1,
-        batch_size=training.per_device_train_batch_size,
-        accumulation=training.gradient_accumulation_steps,
-        max_grad_norm=training.max_grad_norm,
-        logging_steps=training.logging_steps,
-        seed=training.seed,
-    )
-    per_epoch = steps_per_epoch(num_images, settings, processes)
-    settings.total_steps = training.max_train_steps or max(
-        1, round(training.num_train_epochs * per_epoch)
-    )
-    if training.eval_epochs:
-        settings.eval_steps = max(1, round(training.eval_epochs * per_epoch))
-    return settings
-
-
-def augmentation_of(arguments: PretrainAugmentation) -> Augmentation:
-    return Augmentation(
-        min_scale=arguments.min_crop_scale,
-        max_scale=arguments.max_crop_scale,
-        flip=arguments.horizontal_flip,
-        rotation=arguments.rotation,
-        brightness=arguments.brightness,
-        contrast=arguments.contrast,
-    )
-
-
-def augmented_batch(
-    images: common.Images,
-    index: torch.Tensor,
-    epoch: int,
-    seed: int,
-    augmentation: Augmentation,
-    statistics: tuple[list[float], list[float]],
-) -> dict[str, torch.Tensor]:
-    """Normalised, augmented images and the seeds from which the model draws what is random."""
-    index = index.to(images.rows.device)
-    rows = images.rows[index]
-    uniform = sample_uniform(image_seeds(seed, epoch, rows, "augment"), 0, NUM_UNIFORMS)
-    pixels = augment(images.large[index], images.pixels.shape[2:], uniform, augmentation)
-    return {
-        "pixel_values": common.normalize(pixels, *statistics),
-        "sample_seeds": image_seeds(seed, epoch, rows, "model"),
-    }
 
 
 @torch.no_grad()
@@ -234,17 +157,9 @@ def main(argv: list[str] | None = None) -> int:
         )
 
     settings = loop_settings(training, len(images), accelerator.num_processes)
-    global_batch = settings.batch_size * settings.accumulation * accelerator.num_processes
-    learning_rate = peak_learning_rate(training, global_batch, default=5e-4)
-    optimizer = torch.optim.AdamW(
-        parameter_groups(model, learning_rate, training.weight_decay),
-        betas=(0.9, 0.95),
-        fused=True,
+    optimizer, scheduler, learning_rate = optimizer_and_schedule(
+        model, training, settings, accelerator.num_processes, betas=(0.9, 0.95)
     )
-    warmup = training.num_warmup_steps
-    if warmup is None:
-        warmup = round(training.warmup_ratio * settings.total_steps)
-    scheduler = cosine_with_warmup(optimizer, warmup, settings.total_steps)
     plain = model
     model, optimizer = accelerator.prepare(model, optimizer)
     augmentation = augmentation_of(augmentation_arguments)
@@ -287,26 +202,8 @@ def main(argv: list[str] | None = None) -> int:
     if not accelerator.is_main_process:
         return 0
     plain.eval()
-    common.save_checkpoint(plain, output, statistics)
-    from ..evaluation.plots import plot_training_curves
-
-    plot_training_curves(output / "metrics.jsonl", output / "curves.png")
     if held_out is not None:
         write_reconstructions(plain, held_out, statistics, output / "reconstructions.png")
-    last: dict[str, Any] = {}
-    for record in log.records:
-        last |= record
-    results = {
-        "num_train_images": len(images),
-        "num_processes": accelerator.num_processes,
-        "learning_rate_peak": learning_rate,
-        **last,
-        **speed,
-        "versions": common.versions(),
-    }
-    common.write_json(output / "all_results.json", results)
-    logger.info(
-        f"done in {speed['train_runtime'] / 60:.1f} min, "
-        f"{speed['train_images_per_second']:.0f} images/s; checkpoint in {output}"
-    )
+    results = {"num_train_images": len(images), "learning_rate_peak": learning_rate, **speed}
+    finish_run(output, plain, statistics, log, accelerator, results)
     return 0
