@@ -129,7 +129,7 @@ from transformers import (AutoConfig, AutoModel, AutoModelForImageClassification
 folder, mae, files = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
 trust = {"trust_remote_code": True}
 assert AutoConfig.from_pretrained(folder, **trust).model_type == "sssd"
-pixels, noise, seeds = torch.load(f"{folder}/inputs.pt")
+pixels, noise, seeds = torch.load(f"{folder}/inputs.pt", weights_only=True)
 classifier = AutoModelForImageClassification.from_pretrained(folder, **trust)
 assert classifier.__module__.startswith("transformers_modules")
 pretraining = AutoModelForPreTraining.from_pretrained(f"{folder}/pretraining", **trust)
@@ -177,7 +177,7 @@ def test_remote_code_where_the_package_is_not_installed(tmp_path, channels):
         cwd=tmp_path, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert child.returncode == 0, child.stderr[-3000:]
-    found = torch.load(folder / "results.pt")
+    found = torch.load(folder / "results.pt", weights_only=True)
     out = pretraining(pixels, noise=noise)
     larger = SSSDForPreTraining.from_pretrained(folder / "pretraining", image_size=40)
     expected = {

@@ -138,7 +138,7 @@ rank, folder = int(sys.argv[1]), sys.argv[2]
 torch.distributed.init_process_group(
     "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
 model = SSSDForPreTraining.from_pretrained(folder).train()
-pixels, noise = torch.load(f"{folder}/inputs.pt")
+pixels, noise = torch.load(f"{folder}/inputs.pt", weights_only=True)
 state = types.SimpleNamespace(global_step=0, max_steps=10)
 callback = SelfDistillationCallback()
 callback.on_train_begin(None, state, None, model=model)
@@ -166,7 +166,7 @@ def test_the_callback_sums_over_processes(tmp_path):
     assert [child.wait(timeout=120) for child in children] == [0, 0]
     statistics = model(pixels, noise=noise).distillation_statistics
     model.update_teacher(1, 10, statistics)
-    states = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    states = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     for key, value in model.distillation.state_dict().items():
         assert torch.equal(states[0][key], states[1][key]), key
         assert largest_difference(states[0][key], value) < 1e-5, key
