@@ -283,6 +283,7 @@ class Threads:
             return self.sum(rank, value)
 
         return SimpleNamespace(
+            device=torch.device("cpu"),
             num_processes=self.processes,
             process_index=rank,
             is_main_process=rank == 0,

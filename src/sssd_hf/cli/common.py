@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -202,11 +203,17 @@ def decode_split(
     )
 
 
+@lru_cache
+def _on_device(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
+    """(1, channels, 1, 1); copied to the device once, since each copy makes the host wait."""
+    return torch.tensor(values, device=device).view(1, -1, 1, 1)
+
+
 def normalize(pixels: torch.Tensor, mean: list[float], std: list[float]) -> torch.Tensor:
     """0 to 255 (uint8 or float) -> (x / 255 - mean) / std, fp32, as `ViTImageProcessor`."""
     channels = pixels.shape[1]
-    mean_tensor = torch.tensor(mean[:channels], device=pixels.device).view(1, -1, 1, 1)
-    std_tensor = torch.tensor(std[:channels], device=pixels.device).view(1, -1, 1, 1)
+    mean_tensor = _on_device(tuple(mean[:channels]), pixels.device)
+    std_tensor = _on_device(tuple(std[:channels]), pixels.device)
     return (pixels.float() / 255 - mean_tensor) / std_tensor
 
 

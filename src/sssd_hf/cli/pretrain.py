@@ -189,8 +189,8 @@ def main(argv: list[str] | None = None) -> int:
         make_batch=lambda index, epoch: augmented_batch(
             images, index, epoch, training.seed, augmentation, statistics
         ),
-        batch_weight=lambda batch: torch.tensor(
-            float(len(batch["pixel_values"])), device=accelerator.device
+        batch_weight=lambda batch: torch.full(
+            (), float(len(batch["pixel_values"])), device=accelerator.device
         ),
         log_values=log_values,
         after_step=after_step,

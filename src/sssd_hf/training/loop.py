@@ -114,7 +114,8 @@ def train(
     for step in range(settings.total_steps):
         if step // epoch_steps != epoch:
             epoch = step // epoch_steps
-            order = epoch_order(settings.seed, epoch, num_images)
+            # on the device once an epoch: a copy in each step would make the host wait
+            order = epoch_order(settings.seed, epoch, num_images).to(accelerator.device)
         place = step % epoch_steps
         batch_indices = order[place * global_batch : (place + 1) * global_batch]
         share = batch_indices.tensor_split(processes)[rank]
