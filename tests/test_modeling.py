@@ -749,3 +749,33 @@ def test_the_classifier_exports(channels):
 def test_frozen_settings():
     assert SSSDConfig().distillation_weight == 0.2
     assert SSSDModel.config_class.model_type == "sssd"
+
+
+@pytest.mark.parametrize("class_weights", [None, [0.5, 2.0, 1.25]])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_loss_of_mixed_labels(class_weights, smoothing):
+    """One-hot shares give torch's loss; a mixture is the mean of its labels' losses by weight."""
+    config = SSSDConfig(
+        **TINY,
+        num_labels=3,
+        class_weights=class_weights,
+        label_smoothing=smoothing,
+        problem_type="single_label_classification",
+    )
+    model = SSSDForImageClassification(config).train()
+    logits = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    labels, partners = torch.tensor([0, 1, 2, 2, 1]), torch.tensor([1, 1, 0, 2, 0])
+    one_hot = F.one_hot(labels, 3).float()
+    expected = model.classification_loss(logits, labels)
+    torch.testing.assert_close(model.classification_loss(logits, one_hot), expected)
+    share = torch.tensor([1.0, 0.5, 0.25, 0.9, 0.0])[:, None]
+    mixed = share * one_hot + (1 - share) * F.one_hot(partners, 3)
+    weights = torch.tensor(class_weights or [1.0] * 3)
+    total = count = 0.0
+    for i in range(5):
+        for label, part in ((labels[i], share[i, 0]), (partners[i], 1 - share[i, 0])):
+            loss = F.cross_entropy(logits[i : i + 1], label[None], label_smoothing=0.0)
+            smooth = -(weights * logits[i].log_softmax(-1)).mean()
+            own = (1 - smoothing) * weights[label] * loss + smoothing * smooth
+            total, count = total + part * own, count + part * weights[label]
+    torch.testing.assert_close(model.classification_loss(logits, mixed), total / count)

@@ -546,8 +546,13 @@ class SSSDForImageClassification(SSSDPreTrainedModel):
             return F.binary_cross_entropy_with_logits(logits, labels.float())
         weight = None if config.class_weights is None else logits.new_tensor(config.class_weights)
         smoothing = config.label_smoothing if self.training else 0.0
-        labels = labels.long().view(-1)
-        return F.cross_entropy(logits, labels, weight=weight, label_smoothing=smoothing)
+        if not labels.is_floating_point():
+            labels = labels.long().view(-1)
+            return F.cross_entropy(logits, labels, weight=weight, label_smoothing=smoothing)
+        # shares of a mixture (batch, classes): torch's loss, but a mean by the labels' weights
+        weight = torch.ones_like(logits[0]) if weight is None else weight
+        smooth = (1 - smoothing) * labels + smoothing / config.num_labels
+        return -(smooth * weight * logits.log_softmax(-1)).sum() / (labels * weight).sum()
 
     @can_return_tuple
     def forward(
@@ -561,8 +566,9 @@ class SSSDForImageClassification(SSSDPreTrainedModel):
         """
         Args:
             pixel_values: (batch, channels, height, width), normalised.
-            labels: (batch,) class indices; (batch, labels) of 0 and 1; or numbers, by
-                `config.problem_type` (inferred as transformers does where it is None).
+            labels: (batch,) class indices, or floats (batch, classes), shares of a mixture (mixup);
+                (batch, labels) of 0 and 1; or numbers, by `config.problem_type` (inferred as
+                transformers does where it is None).
         """
         images = self.encoder.embeddings.prepare(pixel_values, interpolate_pos_encoding)
         encoded = self.encoder.encode(images, None, sample_seeds, **kwargs)

@@ -1,13 +1,16 @@
 """The training loop of both stages.
 
-The order of the images is a function of (seed, epoch), and a global batch is cut into the shares of
-processes and part batches afterwards. The loss is the sum over the global batch divided by its
-count, so that the curve does not depend on how many processes or part batches share the work.
+What a step learns from is a function of its number (feeds.py), a global batch is cut into the
+shares of processes and part batches afterwards, and the loss is the sum over the global batch
+divided by its count. So the curve depends neither on how many processes or part batches share the
+work nor on how often the run was interrupted.
 """
 
 import json
+import logging
 import math
 import time
+from collections import deque
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -19,20 +22,24 @@ from accelerate import Accelerator
 from torch import nn
 from tqdm import tqdm
 
-from .seeding import epoch_order
+from .averaging import WeightAverage
+from .checkpoints import Checkpoints
+from .feeds import Draw, ImageFeed
+from .optimization import set_learning_rate
+from .signals import Interrupted, StopSignals
+from .state import Progress, collect_state, restore_state
+
+logger = logging.getLogger("sssd_hf")
 
 
 @dataclass
 class LoopSettings:
-    """How long and how to train; steps are optimiser steps."""
+    """How long to train and when to look; steps are optimiser steps."""
 
     total_steps: int
-    batch_size: int  # of one process and one part batch
-    accumulation: int = 1
     max_grad_norm: float | None = None
     logging_steps: int = 10
     eval_steps: int = 0  # 0: at the end alone
-    seed: int = 0
 
 
 @dataclass
@@ -40,28 +47,36 @@ class Stage:
     """What pretraining and fine-tuning do differently.
 
     Args:
-        make_batch: (indices, epoch) -> keyword arguments of the model.
+        make_batch: the images of a part batch -> keyword arguments of the model.
         batch_weight: batch -> what its mean loss is a mean over (images, or sums of class weights),
             a scalar tensor.
         log_values: model output -> scalars to log, averaged over images.
         after_step: (step, sums over the global batch of the output's statistics or None) -> more
             scalars to log.
         evaluate: step -> metrics.
+        finished: whether the metrics say to stop early.
+        state, load_state: what else a resumed run needs: tensors by name, plain values.
+        image_names: image indices -> names, for messages.
     """
 
-    make_batch: Callable[[torch.Tensor, int], dict[str, Any]]
+    make_batch: Callable[[Draw], dict[str, Any]]
     batch_weight: Callable[[dict[str, Any]], torch.Tensor]
     log_values: Callable[[Any], dict[str, torch.Tensor]]
     after_step: Callable[[int, dict[str, torch.Tensor] | None], dict[str, torch.Tensor]]
     evaluate: Callable[[int], dict[str, float]]
+    finished: Callable[[], bool] = lambda: False
+    state: Callable[[], tuple[dict[str, torch.Tensor], dict[str, Any]]] = lambda: ({}, {})
+    load_state: Callable[[dict[str, torch.Tensor], dict[str, Any]], None] = lambda t, v: None
+    image_names: Callable[[list[int]], list[str]] = lambda index: [str(i) for i in index]
 
 
 @dataclass
 class Log:
-    """`metrics.jsonl`: one object a line, written by the main process."""
+    """`metrics.jsonl`: one object a line, written by the main process; trackers hear the same."""
 
     path: Path | None
     records: list[dict] = field(default_factory=list)
+    tracker: Callable[[dict, int], None] | None = None
 
     def write(self, record: dict[str, Any]) -> None:
         record = {k: None if v != v else v for k, v in record.items()}  # JSON knows no NaN
@@ -69,120 +84,227 @@ class Log:
         if self.path:
             with open(self.path, "a") as file:
                 file.write(json.dumps(record) + "\n")
+        if self.tracker:
+            numbers = {k: v for k, v in record.items() if k != "step" and v is not None}
+            self.tracker(numbers, record["step"])
 
-
-def steps_per_epoch(num_images: int, settings: LoopSettings, processes: int) -> int:
-    return math.ceil(num_images / (settings.batch_size * settings.accumulation * processes))
-
-
-def _sum_statistics(total: dict | None, statistics: dict | None) -> dict | None:
-    if total is None or statistics is None:
-        return statistics if total is None else total
-    return {key: total[key] + value for key, value in statistics.items()}
+    def rewind(self, step: int) -> None:
+        """Take back what an interrupted run wrote after the step it goes on from."""
+        if not self.path or not self.path.exists():
+            return
+        for line in self.path.read_text().splitlines():
+            try:
+                record = json.loads(line)
+            except ValueError:  # cut off by the interruption
+                break
+            if record["step"] <= step:
+                self.records.append(record)
+        text = "".join(json.dumps(record) + "\n" for record in self.records)
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text(text)
+        temporary.replace(self.path)
 
 
 def train(
     accelerator: Accelerator,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    scheduler: torch.optim.lr_scheduler.LRScheduler,
-    num_images: int,
+    schedule: Callable[[int], float],
+    feed: ImageFeed,
     stage: Stage,
     settings: LoopSettings,
     log: Log,
+    average: WeightAverage | None = None,
+    checkpoints: Checkpoints | None = None,
+    resume: str | None = None,
+    options: dict[str, Any] | None = None,
 ) -> dict[str, float]:
-    """Train `model`, already prepared by `accelerator`, on the images 0 ... num_images - 1.
+    """Train `model`, already prepared by `accelerator`.
+
+    Args:
+        schedule: step (0-based) -> share of each group's peak learning rate.
+        average: kept up to date, and in the model's place while it is evaluated.
+        checkpoints: where and how often to write the state; None: not at all.
+        resume: go on from this checkpoint's folder, or from the "latest" whole one, if any.
+        options: the run's options, kept in checkpoints; a resumed run is told what differs.
 
     Returns:
-        `train_runtime` (seconds, evaluations included) and `train_images_per_second` (without).
+        `train_runtime` (seconds, evaluations included), `train_images_per_second` (without), and
+        `train_steps`; all sessions of a resumed run together.
 
     Raises:
         FloatingPointError: the loss is not finite.
+        Interrupted: a signal came; the state was saved.
     """
-    processes, rank = accelerator.num_processes, accelerator.process_index
-    global_batch = settings.batch_size * settings.accumulation * processes
-    epoch_steps = steps_per_epoch(num_images, settings, processes)
-    started, evaluating, seen, waiting = time.perf_counter(), 0.0, 0, []
-    epoch = -1
+    plain = accelerator.unwrap_model(model)
+    saved = checkpoints.load(resume) if resume and checkpoints else None
+    progress = Progress()
+    if saved:
+        progress = restore_state(
+            accelerator, plain, optimizer, feed, stage, average, options, *saved
+        )
+        log.rewind(progress.step)
+        logger.info(f"going on after step {progress.step}")
     bar = tqdm(
         total=settings.total_steps,
+        initial=progress.step,
         unit="step",
         disable=not accelerator.is_main_process,
         dynamic_ncols=True,
     )
+    # read two steps late on an accelerator, so that the host need not wait for it
+    flags: deque[torch.Tensor] = deque(maxlen=1 if accelerator.device.type == "cpu" else 3)
+    waiting: list[tuple[dict, dict]] = []
     model.train()
-    for step in range(settings.total_steps):
-        if step // epoch_steps != epoch:
-            epoch = step // epoch_steps
-            # on the device once an epoch: a copy in each step would make the host wait
-            order = epoch_order(settings.seed, epoch, num_images).to(accelerator.device)
-        place = step % epoch_steps
-        batch_indices = order[place * global_batch : (place + 1) * global_batch]
-        share = batch_indices.tensor_split(processes)[rank]
-        # an empty share (fewer images left than processes) computes with weight 0: all must meet
-        parts = share.split(settings.batch_size) if len(share) else [batch_indices[:1]]
-        batches = [stage.make_batch(part, epoch) for part in parts]
-        weights = [stage.batch_weight(batch) * (len(share) > 0) for batch in batches]
-        total_weight = accelerator.reduce(torch.stack(weights).sum(), "sum")
+    with StopSignals() as signals, bar:
+        while progress.step < settings.total_steps and not progress.ended_early:
+            started = time.perf_counter()
+            step = progress.step
+            learning_rate = set_learning_rate(optimizer, schedule(step))
+            draws = feed.step(step)
+            batches = [stage.make_batch(part) for part in draws.parts]
+            weights = [stage.batch_weight(b) * r for b, r in zip(batches, draws.real)]
+            # one reduction for the weight and for what the processes must agree upon
+            wishes = [signals.received is not None, bool(checkpoints and checkpoints.due_by_time())]
+            asked = [torch.full_like(weights[0], float(wish)) for wish in wishes]
+            totals = accelerator.reduce(torch.stack([torch.stack(weights).sum(), *asked]), "sum")
+            total_weight = totals[0]
+            flags.append(totals[1:])
 
-        statistics, logged = None, []
-        for i, (batch, weight) in enumerate(zip(batches, weights)):
-            last = i == len(batches) - 1
-            with nullcontext() if last else accelerator.no_sync(model):
-                output = model(**batch)
-                # gradients are averaged over processes: times their number makes it the sum
-                accelerator.backward(output.loss * (weight * processes / total_weight))
-            sums = getattr(output, "distillation_statistics", None)
-            if sums is not None and len(share) == 0:
-                sums = {key: torch.zeros_like(value) for key, value in sums.items()}
-            statistics = _sum_statistics(statistics, sums)
-            values = {"loss": output.loss, **stage.log_values(output)}
-            logged.append({k: v.detach().float() * weight for k, v in values.items()})
-        if settings.max_grad_norm:
-            accelerator.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
-        optimizer.step()
-        learning_rate = max(group["lr"] for group in optimizer.param_groups)
-        scheduler.step()
-        optimizer.zero_grad(set_to_none=True)
-        if statistics is not None:
-            statistics = accelerator.reduce(statistics, "sum")
-        extra = stage.after_step(step + 1, statistics)
-        means = {k: sum(values[k] for values in logged) / total_weight for k in logged[0]}
-        waiting.append((means, extra))
-        seen += len(batch_indices)
-        bar.update()
+            statistics, logged = None, []
+            for i, (batch, weight, real) in enumerate(zip(batches, weights, draws.real)):
+                last = i == len(batches) - 1
+                with nullcontext() if last else accelerator.no_sync(model):
+                    output = model(**batch)
+                    # gradients are averaged over processes: times their number makes it the sum
+                    scale = weight * accelerator.num_processes / total_weight
+                    accelerator.backward(output.loss * scale)
+                sums = getattr(output, "distillation_statistics", None)
+                statistics = _add(statistics, sums, real)
+                values = {"loss": output.loss, **stage.log_values(output)}
+                logged.append({k: v.detach().float() * weight for k, v in values.items()})
+            if settings.max_grad_norm:
+                accelerator.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            if statistics is not None:
+                statistics = accelerator.reduce(statistics, "sum")
+            extra = stage.after_step(step + 1, statistics)
+            if average:
+                average.update(step + 1)
+            means = {k: sum(values[k] for values in logged) / total_weight for k in logged[0]}
+            waiting.append((means, extra))
+            progress.step, progress.seen = step + 1, progress.seen + draws.count
+            bar.update()
 
-        done = step + 1 == settings.total_steps
-        if done or (step + 1) % settings.logging_steps == 0:
-            record = _fetch(accelerator, waiting)  # the only time the host waits for the device
-            waiting = []
-            if not math.isfinite(record["loss"]):
-                raise FloatingPointError(
-                    f"The loss is {record['loss']} at step {step + 1} (epoch {epoch}). Lower "
-                    "--learning_rate, set --max_grad_norm 1, or use --mixed_precision no."
+            done = progress.step == settings.total_steps
+            log_now = done or progress.step % settings.logging_steps == 0
+            stop, save = _agreed(accelerator, flags, wishes)
+            save = save or bool(checkpoints and checkpoints.due_by_step(progress.step))
+            if log_now or stop or save:
+                _fetch(accelerator, waiting, progress, feed, stage, checkpoints)
+            progress.seconds += time.perf_counter() - started
+            if log_now:
+                record = _means(progress.unlogged)
+                rate = progress.seen / progress.seconds
+                log.write(
+                    {"step": progress.step, "epoch": draws.epoch, **record}
+                    | {"learning_rate": learning_rate, "images_per_second": rate}
                 )
-            rate = seen / (time.perf_counter() - started - evaluating)
-            log.write(
-                {"step": step + 1, "epoch": (step + 1) / epoch_steps, **record}
-                | {"learning_rate": learning_rate, "images_per_second": rate}
-            )
-            bar.set_postfix({"loss": f"{record['loss']:.4f}", "img/s": f"{rate:.0f}"})
-        if done or (settings.eval_steps and (step + 1) % settings.eval_steps == 0):
-            before = time.perf_counter()
-            model.eval()
-            metrics = stage.evaluate(step + 1)
-            model.train()
-            evaluating += time.perf_counter() - before
-            if metrics:
-                log.write({"step": step + 1, "epoch": (step + 1) / epoch_steps, **metrics})
-    bar.close()
-    runtime = time.perf_counter() - started
-    return {"train_runtime": runtime, "train_images_per_second": seen / (runtime - evaluating)}
+                progress.unlogged = []
+                bar.set_postfix({"loss": f"{record['loss']:.4f}", "img/s": f"{rate:.0f}"})
+            if done or (settings.eval_steps and progress.step % settings.eval_steps == 0):
+                started = time.perf_counter()
+                model.eval()
+                with average.applied() if average else nullcontext():
+                    metrics = stage.evaluate(progress.step)
+                model.train()
+                progress.evaluating += time.perf_counter() - started
+                if metrics:
+                    log.write({"step": progress.step, "epoch": draws.epoch, **metrics})
+                progress.ended_early = not done and stage.finished()
+            if checkpoints and (stop or save):
+                state = collect_state(accelerator, plain, optimizer, feed, stage, average, progress)
+                _save(accelerator, checkpoints, progress.step, *state, options, must=stop)
+            if stop:
+                raise Interrupted(
+                    f"stopped by {signals.received or 'a signal to another process'} after step "
+                    f"{progress.step} of {settings.total_steps}; the state is saved: the same "
+                    "command with --resume_from_checkpoint latest goes on from here"
+                )
+    if progress.ended_early:
+        logger.info(f"ended early after step {progress.step}: the metric no longer improves")
+    return {
+        "train_runtime": progress.seconds + progress.evaluating,
+        "train_images_per_second": progress.seen / max(progress.seconds, 1e-9),
+        "train_steps": progress.step,
+    }
 
 
-def _fetch(accelerator: Accelerator, waiting: list[tuple[dict, dict]]) -> dict[str, float]:
-    """Means over the steps since the last call; a step's losses are summed over processes."""
-    means = {k: torch.stack([m[k] for m, _ in waiting]).mean() for k in waiting[0][0]}
+def _add(total: dict | None, sums: dict | None, real: bool) -> dict | None:
+    if sums is not None and not real:
+        sums = {key: torch.zeros_like(value) for key, value in sums.items()}
+    if total is None or sums is None:
+        return sums if total is None else total
+    return {key: total[key] + value for key, value in sums.items()}
+
+
+def _agreed(accelerator, flags: deque, wishes: list[bool]) -> tuple[bool, bool]:
+    """(stop, save), the same on all processes; alone, there is nobody to wait for."""
+    if accelerator.num_processes == 1:
+        return wishes[0], wishes[1]
+    if len(flags) < flags.maxlen:
+        return False, False
+    stop, save = flags[0].tolist()
+    return stop > 0, save > 0
+
+
+def _fetch(accelerator, waiting, progress, feed, stage, checkpoints) -> None:
+    """The logged values of the steps since the last call, as numbers: the only time the host waits
+    for the device. A step's losses are summed over processes.
+
+    Raises:
+        FloatingPointError: a step's loss is not finite.
+    """
+    if not waiting:
+        return
+    means = {k: torch.stack([m[k] for m, _ in waiting]) for k in waiting[0][0]}
     means = accelerator.reduce(means, "sum")
-    extra = {k: torch.stack([e[k] for _, e in waiting]).mean() for k in waiting[0][1]}
-    return {k: v.item() for k, v in {**means, **extra}.items()}
+    extra = {k: torch.stack([e[k] for _, e in waiting]) for k in waiting[0][1]}
+    columns = {k: v.tolist() for k, v in {**means, **extra}.items()}
+    rows = [dict(zip(columns, values)) for values in zip(*columns.values())]
+    waiting.clear()
+    for i, row in enumerate(rows):
+        if not math.isfinite(row["loss"]):
+            step = progress.step - len(rows) + i
+            index = feed.global_draw(step).index.tolist()
+            names = ", ".join(stage.image_names(index[:64]))
+            kept = checkpoints.found() if checkpoints else []
+            raise FloatingPointError(
+                f"The loss is {row['loss']} at step {step + 1}. The images of this step (indices "
+                f"{index[:64]}): {names}. The last good checkpoint: {kept[0] if kept else 'none'}. "
+                "Look at these images, or lower --learning_rate, set --max_grad_norm 1, or use "
+                "--mixed_precision no; then go on with --resume_from_checkpoint latest."
+            )
+    progress.unlogged += rows
+
+
+def _means(rows: list[dict[str, float]]) -> dict[str, float]:
+    return {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]}
+
+
+def _save(accelerator, checkpoints, step, tensors, values, options, must) -> None:
+    """Written by the main process; where that fails the run goes on, unless it is about to stop."""
+    failed = torch.zeros((), device=accelerator.device)
+    if accelerator.is_main_process:
+        try:
+            checkpoints.save(step, tensors, {**values, "options": options or {}})
+        except OSError as error:
+            kept = checkpoints.found()
+            logger.error(
+                f"the checkpoint of step {step} could not be written ({error}); "
+                + (f"the last one is {kept[0]}" if kept else "there is none yet")
+            )
+            failed.fill_(1.0)
+    if accelerator.reduce(failed, "sum").item() and must:
+        raise OSError(f"stopped after step {step}, but its state could not be saved (see above)")

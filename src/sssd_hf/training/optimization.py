@@ -45,15 +45,18 @@ def parameter_groups(
     return list(groups.values())
 
 
-def cosine_with_warmup(
-    optimizer: torch.optim.Optimizer, warmup_steps: int, total_steps: int
-) -> torch.optim.lr_scheduler.LambdaLR:
-    """Linear from 0 over `warmup_steps`, then half a cosine to 0 at `total_steps`."""
+def cosine_with_warmup(step: int, warmup_steps: int, total_steps: int) -> float:
+    """Share of the peak learning rate at a step (0-based): a linear rise over `warmup_steps`, then
+    half a cosine to 0 at `total_steps`."""
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
-    def factor(step: int) -> float:
-        if step < warmup_steps:
-            return (step + 1) / warmup_steps
-        progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> float:
+    """Each group's peak times `factor`; returns the largest. A function of the step alone, so that
+    a resumed run needs no state of it."""
+    for group in optimizer.param_groups:
+        group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
+    return max(group["lr"] for group in optimizer.param_groups)

@@ -11,8 +11,11 @@ from ..modeling_sssd import sample_uniform, splitmix
 PURPOSES = {"model": 0, "augment": 1, "order": 2, "evaluate": 3}
 
 
-def image_seeds(seed: int, epoch: int, index: torch.Tensor, purpose: str) -> torch.Tensor:
-    """One int64 seed an image: (batch,) indices into the data set -> (batch,)."""
+def image_seeds(
+    seed: int, epoch: int | torch.Tensor, index: torch.Tensor, purpose: str
+) -> torch.Tensor:
+    """One int64 seed an image: (batch,) indices into the data set, and the epoch of all or of each
+    -> (batch,)."""
     seeds = splitmix(torch.full_like(index, seed))
     seeds = splitmix(seeds ^ epoch)
     return splitmix(splitmix(seeds ^ PURPOSES[purpose]) ^ index)

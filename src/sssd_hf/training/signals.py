@@ -1,0 +1,45 @@
+"""Leaving at a signal without losing work."""
+
+import os
+import signal
+import threading
+import time
+
+NAMES = ("SIGTERM", "SIGUSR1", "SIGINT")  # SIGUSR1: what clusters warn with before preemption
+EXIT_STATUS = 75  # sysexits' EX_TEMPFAIL: start the same command again
+
+
+class Interrupted(Exception):
+    """A signal ended the run; its state is saved. The message says how to go on."""
+
+
+class StopSignals:
+    """While the context lasts, the first signal is noted in `received` instead of ending the
+    process. A second Ctrl-C, at least two seconds later, ends it at once (launchers send the first
+    one twice)."""
+
+    def __init__(self) -> None:
+        self.received: str | None = None
+        self.when = 0.0
+        self.before: dict[int, object] = {}
+
+    def _note(self, number: int, frame: object) -> None:
+        again = self.received is not None and time.monotonic() - self.when > 2
+        if number == signal.SIGINT and again:
+            raise KeyboardInterrupt
+        if self.received is None:
+            self.received, self.when = signal.Signals(number).name, time.monotonic()
+            # not print: a handler may interrupt a write to the same buffer
+            os.write(2, f"\n{self.received}: saving after this step, then leaving\n".encode())
+
+    def __enter__(self) -> "StopSignals":
+        if threading.current_thread() is threading.main_thread():  # elsewhere Python allows none
+            for name in NAMES:
+                if hasattr(signal, name):
+                    number = getattr(signal, name)
+                    self.before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
