@@ -206,12 +206,8 @@ class SSSDLayer(GradientCheckpointingLayer):
         self.norm1 = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.attention = SSSDAttention(config, width, heads)
         self.norm2 = nn.LayerNorm(width, eps=config.layer_norm_eps)
-        fc1, act, fc2 = (
-            nn.Linear(width, hidden),
-            ACT2FN[config.hidden_act],
-            nn.Linear(hidden, width),
-        )
-        self.mlp = nn.Sequential(OrderedDict(fc1=fc1, act=act, fc2=fc2))
+        fc1, fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
+        self.mlp = nn.Sequential(OrderedDict(fc1=fc1, act=ACT2FN[config.hidden_act], fc2=fc2))
 
     def _branch(self, x: Tensor, seeds: Tensor | None, branch: int) -> Tensor:
         stream = self.stream + 2 * branch

@@ -4,6 +4,7 @@ import json
 import math
 import threading
 from contextlib import nullcontext
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +13,8 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 
 from sssd_hf import SSSDConfig, SSSDForImageClassification, SSSDForPreTraining
-from sssd_hf.training.loop import Log, LoopSettings, Stage, steps_per_epoch, train
+from sssd_hf.training.feeds import ImageFeed
+from sssd_hf.training.loop import Log, LoopSettings, Stage, train
 from sssd_hf.training.optimization import cosine_with_warmup
 from sssd_hf.training.seeding import epoch_order, image_seeds
 
@@ -57,6 +59,10 @@ def classifier(**fields):
     return SSSDForImageClassification(SSSDConfig(**FIELDS, **options))
 
 
+def loop_batch(draw, labels=False):
+    return make_batch(draw.index, draw.epoch, labels)
+
+
 def make_batch(index, epoch, labels=False):
     batch = {
         "pixel_values": PIXELS[index],
@@ -65,15 +71,15 @@ def make_batch(index, epoch, labels=False):
     return {**batch, "labels": LABELS[index]} if labels else batch
 
 
-def pretraining_stage(model, settings):
+def pretraining_stage(model, total_steps):
     def after_step(step, sums):
         if sums is None:
             return {}
-        model.update_teacher(step, settings.total_steps, sums)
+        model.update_teacher(step, total_steps, sums)
         return {"target_std": model.distillation.target_std(sums)}
 
     return Stage(
-        make_batch=make_batch,
+        make_batch=loop_batch,
         batch_weight=lambda batch: torch.tensor(float(len(batch["pixel_values"]))),
         log_values=lambda output: {"reconstruction_loss": output.reconstruction_loss},
         after_step=after_step,
@@ -84,7 +90,7 @@ def pretraining_stage(model, settings):
 def finetuning_stage(class_weights=CLASS_WEIGHTS):
     weights = torch.tensor(class_weights)
     return Stage(
-        make_batch=lambda index, epoch: make_batch(index, epoch, labels=True),
+        make_batch=lambda draw: loop_batch(draw, labels=True),
         batch_weight=lambda batch: weights[batch["labels"]].sum(),
         log_values=lambda output: {},
         after_step=lambda step, sums: {},
@@ -92,15 +98,24 @@ def finetuning_stage(class_weights=CLASS_WEIGHTS):
     )
 
 
-def run(accelerator, model, stage, settings, path=None):
+def feed_of(batch_size, accumulation=1, processes=1, rank=0):
+    return ImageFeed(IMAGES, batch_size, accumulation, processes, rank, SEED)
+
+
+def schedule_of(settings):
+    return partial(cosine_with_warmup, warmup_steps=2, total_steps=settings.total_steps)
+
+
+def run(accelerator, model, stage, settings, feed, path=None, **options):
     """-> the log's records, the result of `train`; the model has the final weights."""
     optimizer = torch.optim.AdamW(
         [p for p in model.parameters() if p.requires_grad], lr=RATE, weight_decay=DECAY, eps=EPS
     )
-    scheduler = cosine_with_warmup(optimizer, 2, settings.total_steps)
     prepared, optimizer = accelerator.prepare(model, optimizer)
-    log = Log(path)
-    result = train(accelerator, prepared, optimizer, scheduler, IMAGES, stage, settings, log)
+    log, schedule = Log(path), schedule_of(settings)
+    result = train(
+        accelerator, prepared, optimizer, schedule, feed, stage, settings, log, **options
+    )
     return log.records, result
 
 
@@ -163,11 +178,17 @@ def check_equal(model, expected, losses, expected_losses):
 @pytest.mark.parametrize("preset", ["mae", "stable", "sd_mae", "global"])
 @pytest.mark.parametrize(("batch_size", "accumulation"), [(8, 1), (4, 2)])
 def test_pretraining_equals_the_reference(accelerator, preset, batch_size, accumulation):
-    settings = LoopSettings(9, batch_size, accumulation, logging_steps=1, seed=SEED)
+    settings = LoopSettings(9, logging_steps=1)
     model, expected = pretraining_model(preset), pretraining_model(preset)
     for each in (model, expected):
         each.update_teacher(0, 9)
-    records, _ = run(accelerator, model, pretraining_stage(model, settings), settings)
+    records, _ = run(
+        accelerator,
+        model,
+        pretraining_stage(model, settings.total_steps),
+        settings,
+        feed_of(batch_size, accumulation),
+    )
 
     def after_step(step, output):
         expected.update_teacher(step, 9, output.distillation_statistics)
@@ -188,10 +209,16 @@ def test_the_teacher_steps_once_a_step_whatever_the_parts(accelerator, kind):
     }[kind]
     results = []
     for batch_size, accumulation in ((16, 1), (2, 8)):
-        settings = LoopSettings(6, batch_size, accumulation, logging_steps=1, seed=SEED)
+        settings = LoopSettings(6, logging_steps=1)
         torch.manual_seed(0)
         model = SSSDForPreTraining(SSSDConfig(**FIELDS, **fields))
-        records, _ = run(accelerator, model, pretraining_stage(model, settings), settings)
+        records, _ = run(
+            accelerator,
+            model,
+            pretraining_stage(model, settings.total_steps),
+            settings,
+            feed_of(batch_size, accumulation),
+        )
         results.append((model, [r["loss"] for r in records], [r["target_std"] for r in records]))
     (model, losses, spreads), (other, other_losses, other_spreads) = results
     check_equal(model, other, losses, other_losses)
@@ -203,9 +230,11 @@ def test_the_teacher_steps_once_a_step_whatever_the_parts(accelerator, kind):
 @pytest.mark.parametrize(("batch_size", "accumulation"), [(8, 1), (2, 4), (3, 3)])
 def test_finetuning_equals_the_reference(accelerator, batch_size, accumulation):
     """With class weights: the parts of a batch do not weigh the same."""
-    settings = LoopSettings(8, batch_size, accumulation, logging_steps=1, seed=SEED)
+    settings = LoopSettings(8, logging_steps=1)
     model, expected = classifier(), classifier()
-    records, _ = run(accelerator, model, finetuning_stage(), settings)
+    records, _ = run(
+        accelerator, model, finetuning_stage(), settings, feed_of(batch_size, accumulation)
+    )
     losses, _ = reference(expected, 8, batch_size * accumulation, classification_loss)
     check_equal(model, expected, [r["loss"] for r in records], losses)
 
@@ -222,18 +251,20 @@ def test_part_batches_of_another_mean_would_differ(accelerator):
 def test_accumulating_2_x_8_equals_16(accelerator):
     found = []
     for batch_size, accumulation in ((16, 1), (8, 2), (1, 16)):
-        settings = LoopSettings(6, batch_size, accumulation, logging_steps=1, seed=SEED)
+        settings = LoopSettings(6, logging_steps=1)
         model = classifier()
-        records, _ = run(accelerator, model, finetuning_stage(), settings)
+        records, _ = run(
+            accelerator, model, finetuning_stage(), settings, feed_of(batch_size, accumulation)
+        )
         found.append([r["loss"] for r in records])
     assert found[1] == pytest.approx(found[0], rel=1e-5)
     assert found[2] == pytest.approx(found[0], rel=1e-5)
 
 
 def test_clipping_is_of_the_whole_gradient(accelerator):
-    settings = LoopSettings(4, 4, 2, max_grad_norm=0.05, logging_steps=1, seed=SEED)
+    settings = LoopSettings(4, max_grad_norm=0.05, logging_steps=1)
     model, expected = classifier(), classifier()
-    records, _ = run(accelerator, model, finetuning_stage(), settings)
+    records, _ = run(accelerator, model, finetuning_stage(), settings, feed_of(4, 2))
     losses, _ = reference(expected, 4, 8, classification_loss, max_grad_norm=0.05)
     check_equal(model, expected, [r["loss"] for r in records], losses)
 
@@ -244,15 +275,16 @@ def test_every_image_once_an_epoch(accelerator):
     stage = finetuning_stage()
     inner = stage.make_batch
 
-    def make(index, epoch):
-        seen.append((epoch, index.tolist()))
-        return inner(index, epoch)
+    def make(draw):
+        assert draw.epoch.unique().numel() == 1
+        seen.append((draw.epoch[0].item(), draw.index.tolist()))
+        return inner(draw)
 
     stage.make_batch = make
-    settings = LoopSettings(9, 4, 2, seed=SEED)
-    assert steps_per_epoch(IMAGES, settings, 1) == 4
-    assert steps_per_epoch(IMAGES, settings, 2) == 2
-    run(accelerator, classifier(), stage, settings)
+    settings = LoopSettings(9)
+    assert feed_of(4, 2).steps_per_epoch == 4
+    assert feed_of(4, 2, processes=2).steps_per_epoch == 2
+    run(accelerator, classifier(), stage, settings, feed_of(4, 2))
     for epoch in (0, 1):
         images = [i for e, index in seen if e == epoch for i in index]
         assert sorted(images) == list(range(IMAGES))
@@ -289,6 +321,7 @@ class Threads:
             is_main_process=rank == 0,
             reduce=reduce,
             no_sync=lambda model: nullcontext(),
+            unwrap_model=lambda model: model,
             backward=lambda loss: loss.backward(),
         )
 
@@ -307,7 +340,7 @@ class Threads:
 def test_shares_of_processes_give_the_reference(preset):
     """26 images in global batches of 12 leave 2 for three processes: one has none."""
     steps, threads = 7, Threads(3)
-    settings = LoopSettings(steps, 2, 2, logging_steps=1, seed=SEED)
+    settings = LoopSettings(steps, logging_steps=1)
     models = [pretraining_model(preset) for _ in range(3)]
     logs, errors = [Log(None) for _ in range(3)], []
 
@@ -316,11 +349,11 @@ def test_shares_of_processes_give_the_reference(preset):
         trained = [p for p in model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=RATE, weight_decay=DECAY, eps=EPS)
         threads.average_gradients(rank, optimizer)
-        scheduler = cosine_with_warmup(optimizer, 2, steps)
-        stage = pretraining_stage(model, settings)
+        schedule, feed = schedule_of(settings), feed_of(2, 2, 3, rank)
+        stage = pretraining_stage(model, steps)
         try:
             accelerator = threads.accelerator(rank)
-            train(accelerator, model, optimizer, scheduler, IMAGES, stage, settings, logs[rank])
+            train(accelerator, model, optimizer, schedule, feed, stage, settings, logs[rank])
         except Exception as error:
             errors.append(error)
             threads.barrier.abort()
@@ -353,9 +386,9 @@ def test_log_is_json_lines(accelerator, tmp_path):
         return {"eval_accuracy": 0.5, "eval_roc_auc": math.nan}
 
     stage.evaluate = evaluate
-    settings = LoopSettings(10, 8, logging_steps=3, eval_steps=4, seed=SEED)
+    settings = LoopSettings(10, logging_steps=3, eval_steps=4)
     model = classifier(drop_path_rate=0.0)
-    records, result = run(accelerator, model, stage, settings, path)
+    records, result = run(accelerator, model, stage, settings, feed_of(8), path)
     assert model.training, "evaluation gives the model back in training mode"
     lines = path.read_text().splitlines()
     parsed = [json.loads(line, parse_constant=pytest.fail) for line in lines]  # no NaN
@@ -369,8 +402,10 @@ def test_log_is_json_lines(accelerator, tmp_path):
     assert result["train_runtime"] > 0
     assert result["train_images_per_second"] > 0
     # a line has the mean over its steps
-    single = LoopSettings(10, 8, logging_steps=1, seed=SEED)
-    every, _ = run(accelerator, classifier(drop_path_rate=0.0), finetuning_stage(), single)
+    single = LoopSettings(10, logging_steps=1)
+    every, _ = run(
+        accelerator, classifier(drop_path_rate=0.0), finetuning_stage(), single, feed_of(8)
+    )
     losses = [r["loss"] for r in every]
     found = [r["loss"] for r in parsed if "loss" in r]
     means = [sum(losses[a:b]) / (b - a) for a, b in ((0, 3), (3, 6), (6, 9), (9, 10))]
@@ -383,17 +418,17 @@ def test_speed_leaves_evaluation_out(accelerator, monkeypatch):
     stage = finetuning_stage()
     inner = stage.make_batch
 
-    def make(index, epoch):
+    def make(draw):
         clock.now += 1
-        return inner(index, epoch)
+        return inner(draw)
 
     def evaluate(step):
         clock.now += 100
         return {"eval_accuracy": 1.0}
 
     stage.make_batch, stage.evaluate = make, evaluate
-    settings = LoopSettings(3, 8, logging_steps=1, eval_steps=1, seed=SEED)
-    records, result = run(accelerator, classifier(), stage, settings)
+    settings = LoopSettings(3, logging_steps=1, eval_steps=1)
+    records, result = run(accelerator, classifier(), stage, settings, feed_of(8))
     assert result["train_images_per_second"] == pytest.approx(8)
     assert result["train_runtime"] == pytest.approx(303)
     assert [r["images_per_second"] for r in records if "loss" in r] == pytest.approx([8] * 3)
@@ -405,18 +440,19 @@ def test_a_loss_that_is_not_finite_stops_the_run(accelerator, value, tmp_path):
     inner = stage.make_batch
     calls = []
 
-    def make(index, epoch):
-        calls.append(epoch)
-        batch = inner(index, epoch)
+    def make(draw):
+        calls.append(draw.index.tolist())
+        batch = inner(draw)
         if len(calls) == 5:
             batch["pixel_values"] = torch.full_like(batch["pixel_values"], value)
         return batch
 
     stage.make_batch = make
-    settings = LoopSettings(50, 8, logging_steps=4, seed=SEED)
+    settings = LoopSettings(50, logging_steps=4)
     path = tmp_path / "metrics.jsonl"
-    with pytest.raises(FloatingPointError, match=r"step 8 .*--learning_rate"):
-        run(accelerator, classifier(), stage, settings, path)
+    with pytest.raises(FloatingPointError, match=r"at step 5\..*--learning_rate") as caught:
+        run(accelerator, classifier(), stage, settings, feed_of(8), path)
     assert len(calls) == 8, "noticed at the next line of the log"
+    assert f"(indices {calls[4]})" in str(caught.value)
     for line in path.read_text().splitlines():
         json.loads(line, parse_constant=pytest.fail)

@@ -177,9 +177,37 @@ class TrainingArguments:
         "no, bf16 or fp16 (default: accelerate's setting; bf16 on a GPU that has it).",
         choices=["no", "bf16", "fp16"],
     )
+    num_warmup_epochs: float | None = option(None, "The same in epochs.")
+    ema_decay: float = option(
+        0.0,
+        "Average the weights over the steps with this decay (such as 0.999), and evaluate and save "
+        "the average; 0: off.",
+    )
+    torch_compile: bool = option(
+        False, "Compile the model: some minutes at the start, faster steps after."
+    )
     logging_steps: int = option(10, "Steps between two lines of metrics.jsonl.")
+    report_to: str = option(
+        "none", "Also log to tensorboard, trackio, wandb or mlflow (several by comma), or none."
+    )
     eval_epochs: float = option(
         10.0, "Epochs between two evaluations on held-out images; 0: at the end alone."
+    )
+    eval_steps: int | None = option(None, "The same in steps (for streams).")
+    early_stopping_patience: int = option(
+        0, "End after so many evaluations without a better one; 0: never."
+    )
+    checkpointing_steps: str | None = option(
+        None, "Write the state of the run every so many steps, or every 'epoch'."
+    )
+    checkpointing_minutes: float = option(
+        10.0, "And after so many minutes since the last time; 0: not by time."
+    )
+    save_total_limit: int = option(2, "How many of these checkpoints are kept; 0: all.")
+    resume_from_checkpoint: str | None = option(
+        None,
+        "Go on exactly where a run into the same --output_dir was interrupted: 'latest' (starts "
+        "anew where there is no checkpoint yet), or a checkpoint's folder.",
     )
     seed: int = option(0, "Of weights, order, masks, augmentation and of splits the script makes.")
     overwrite_output_dir: bool = option(False, "Write into an --output_dir that holds a result.")
@@ -199,8 +227,19 @@ class TrainingArguments:
             weight_decay=(0, None),
             warmup_ratio=(0, 1),
             num_warmup_steps=(0, None),
+            num_warmup_epochs=(0, None),
             max_grad_norm=(0, None),
+            ema_decay=(0, 0.999999),
+            eval_steps=(1, None),
+            early_stopping_patience=(0, None),
+            checkpointing_minutes=(0, None),
+            save_total_limit=(0, None),
         )
+        steps = self.checkpointing_steps
+        if steps not in (None, "epoch") and not (steps.isdigit() and int(steps) > 0):
+            raise ValueError(
+                f"--checkpointing_steps {steps}: expected a number of steps, or 'epoch'."
+            )
 
 
 @dataclass
@@ -208,6 +247,15 @@ class PretrainTraining(TrainingArguments):
     output_dir: str = option("runs/pretrained", "Where the checkpoint and all results go.")
     num_train_epochs: float = option(400.0, "Epochs; --max_train_steps overrides them.")
     learning_rate: float | None = option(None, "Peak learning rate (default 5e-4).")
+    probe_epochs: float = option(
+        50.0,
+        "Epochs between two looks at how well the frozen features tell the labels apart (k-NN and "
+        "linear probe on held-out images, where labels exist); 0: never.",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_ranges(self, probe_epochs=(0, None))
 
 
 @dataclass
@@ -222,6 +270,17 @@ class FinetuneTraining(TrainingArguments):
     drop_path_rate: float = option(0.1, "Stochastic depth of the last layer.")
     label_smoothing: float = option(0.1, "Label smoothing of the training loss.")
     pooling: str = option("cls", "What the head reads.", choices=["cls", "mean"])
+    freeze_encoder: bool = option(
+        False, "Train the head alone, on the features as they are (a linear probe)."
+    )
+    class_weights: str = option(
+        "none",
+        "Weights of the classes in the loss: none, balanced (a rare class counts as much as a "
+        "frequent one), or one number a class by comma, in the labels' order.",
+    )
+    balanced_sampling: bool = option(
+        False, "Show every class equally often: a rare class's images come several times an epoch."
+    )
     metric_for_best_model: str = option(
         "roc_auc",
         "Metric on validation that chooses the checkpoint; 'last' keeps the last one.",

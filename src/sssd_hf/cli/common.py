@@ -1,10 +1,14 @@
 """What the scripts share: data to tensors, the accelerator, saving."""
 
+import importlib.util
 import json
 import logging
+import math
 import os
+import shutil
 import sys
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -28,6 +32,7 @@ from ..data.sources import column_texts, load_images
 from ..data.splits import check_splits, make_splits, read_splits, write_splits
 from ..hub.remote_code import save_with_code
 from ..training.seeding import epoch_order
+from ..training.signals import EXIT_STATUS, Interrupted
 from .arguments import DataArguments, TrainingArguments, as_dict
 
 logger = logging.getLogger("sssd_hf")
@@ -47,34 +52,81 @@ def run_script(main) -> None:
     except (ValueError, OSError, FloatingPointError, StrictDataclassError) as error:
         logging.getLogger("sssd_hf").debug("", exc_info=True)
         sys.exit(f"error: {error}")
+    except Interrupted as stop:
+        print(f"\n{stop}", file=sys.stderr)
+        sys.exit(EXIT_STATUS)
     except KeyboardInterrupt:
         sys.exit("\ninterrupted: the result is not complete, what was written so far is kept")
 
 
-def start(training: TrainingArguments) -> Accelerator:
-    """The accelerator, seeded, with its output folder."""
+TRACKERS = ("tensorboard", "trackio", "wandb", "mlflow")
+
+
+def trackers_of(report_to: str) -> list[str]:
+    """The trackers that --report_to names.
+
+    Raises:
+        ValueError: an unknown one, or one whose package is not installed.
+    """
+    names = [name.strip() for name in report_to.split(",")]
+    if names == ["none"]:
+        return []
+    for name in names:
+        if name not in TRACKERS:
+            raise ValueError(
+                f"--report_to {report_to}: {name!r} is unknown; expected none, or of "
+                f"{', '.join(TRACKERS)} one or several by comma."
+            )
+        if importlib.util.find_spec(name) is None:
+            raise ValueError(
+                f"--report_to {name}: the package is not installed: pip install {name}"
+            )
+    return names
+
+
+def start(training: TrainingArguments) -> Accelerator | None:
+    """The accelerator, seeded, with its output folder; None where the run to resume has ended."""
     precision = training.mixed_precision
     chosen = precision or os.environ.get("ACCELERATE_MIXED_PRECISION")  # accelerate launch's
     if chosen is None and torch.cuda.is_available() and torch.cuda.is_bf16_supported():
         precision = "bf16"
-    accelerator = Accelerator(mixed_precision=precision)
+    output, resume = Path(training.output_dir), training.resume_from_checkpoint
+    if resume and training.overwrite_output_dir:
+        raise ValueError("Give --resume_from_checkpoint or --overwrite_output_dir, not both.")
+    trackers = trackers_of(training.report_to)
+    accelerator = Accelerator(
+        mixed_precision=precision, log_with=trackers or None, project_dir=output
+    )
     set_seed(training.seed)
-    output = Path(training.output_dir)
-    if (output / "all_results.json").exists() and not training.overwrite_output_dir:
-        raise ValueError(
-            f"--output_dir {output} holds a finished run. Name another folder, or pass "
-            "--overwrite_output_dir."
-        )
-    output.mkdir(parents=True, exist_ok=True)
     if not accelerator.is_main_process:
         logging.getLogger("sssd_hf").setLevel(logging.ERROR)  # each message once
-    else:
-        for name in ("metrics.jsonl", "all_results.json"):  # the latter marks a finished run
-            (output / name).unlink(missing_ok=True)
+    if (output / "all_results.json").exists() and not training.overwrite_output_dir:
+        if resume:
+            logger.info(f"--output_dir {output} holds the finished run: nothing is left to do")
+            return None
+        raise ValueError(
+            f"--output_dir {output} holds a finished run. Name another folder, or pass "
+            "--overwrite_output_dir true."
+        )
+    folder = output / "checkpoints"
+    if folder.is_dir() and not resume and not training.overwrite_output_dir:
+        raise ValueError(
+            f"--output_dir {output} holds checkpoints of a run that did not end. Pass "
+            "--resume_from_checkpoint latest to go on, or --overwrite_output_dir true to start "
+            "anew."
+        )
+    accelerator.wait_for_everyone()  # before the main process changes what the others look at
+    if accelerator.is_main_process:
+        output.mkdir(parents=True, exist_ok=True)
+        (output / "all_results.json").unlink(missing_ok=True)  # it marks a finished run
+        if not resume:
+            (output / "metrics.jsonl").unlink(missing_ok=True)
+            shutil.rmtree(folder, ignore_errors=True)
         logger.info(
             f"{accelerator.num_processes} process(es) on {accelerator.device.type}, "
             f"precision {accelerator.mixed_precision}, torch threads {torch.get_num_threads()}"
         )
+    accelerator.wait_for_everyone()
     return accelerator
 
 
@@ -217,7 +269,41 @@ def normalize(pixels: torch.Tensor, mean: list[float], std: list[float]) -> torc
     return (pixels.float() / 255 - mean_tensor) / std_tensor
 
 
+def rank_batches(
+    count: int, batch_size: int, accelerator: Accelerator | None
+) -> Iterator[tuple[torch.Tensor, bool]]:
+    """(indices, whether they count) of this process's batches. Each process has as many, so that
+    all meet in the reductions of a sharded model; those in excess do not count."""
+    processes = accelerator.num_processes if accelerator else 1
+    rank = accelerator.process_index if accelerator else 0
+    batches = torch.arange(count).split(batch_size)
+    for turn in range(math.ceil(len(batches) / processes)):
+        place = turn * processes + rank
+        yield batches[min(place, len(batches) - 1)], place < len(batches)
+
+
 @torch.no_grad()
+def map_images(
+    function: Callable[[torch.Tensor], torch.Tensor],
+    width: int,
+    pixels: torch.Tensor,
+    statistics: tuple[list[float], list[float]],
+    batch_size: int,
+    device: torch.device,
+    accelerator: Accelerator | None = None,
+) -> np.ndarray:
+    """(images, width) fp64: `function` of normalised images, with the evaluation transform; the
+    processes share the work and all get the whole."""
+    result = torch.zeros(len(pixels), width, device=device)
+    for index, real in rank_batches(len(pixels), batch_size, accelerator):
+        values = function(normalize(pixels[index].to(device), *statistics)).float()
+        if real:
+            result[index] = values
+    if accelerator and accelerator.num_processes > 1:
+        result = accelerator.reduce(result, "sum")
+    return result.double().cpu().numpy()
+
+
 def predict_probabilities(
     model: torch.nn.Module,
     pixels: torch.Tensor,
@@ -225,19 +311,35 @@ def predict_probabilities(
     batch_size: int,
     accelerator: Accelerator | None = None,
 ) -> np.ndarray:
-    """(images, classes) fp64 probabilities, with the evaluation transform; each process computes
-    every n-th batch and all get the whole."""
-    processes = accelerator.num_processes if accelerator else 1
-    rank = accelerator.process_index if accelerator else 0
-    device = next(model.parameters()).device
-    result = torch.zeros(len(pixels), model.config.num_labels, device=device)
-    for i, rows in enumerate(torch.arange(len(pixels)).split(batch_size)):
-        if i % processes == rank:
-            images = normalize(pixels[rows].to(device), *statistics)
-            result[rows] = model(pixel_values=images).logits.float().softmax(-1)
-    if processes > 1:
-        result = accelerator.reduce(result, "sum")
-    return result.double().cpu().numpy()
+    """(images, classes) fp64 probabilities; see `map_images`."""
+    return map_images(
+        lambda images: model(pixel_values=images).logits.float().softmax(-1),
+        model.config.num_labels,
+        pixels,
+        statistics,
+        batch_size,
+        next(model.parameters()).device,
+        accelerator,
+    )
+
+
+def patch_features(
+    model: torch.nn.Module,
+    pixels: torch.Tensor,
+    statistics: tuple[list[float], list[float]],
+    batch_size: int,
+    accelerator: Accelerator | None = None,
+) -> np.ndarray:
+    """(images, hidden_size) fp64: the mean of the encoder's patch tokens, all patches seen."""
+    return map_images(
+        lambda images: model.encoder(images).last_hidden_state[:, 1:].mean(1),
+        model.config.hidden_size,
+        pixels,
+        statistics,
+        batch_size,
+        next(model.parameters()).device,
+        accelerator,
+    )
 
 
 def groups_of(dataset: Any, rows: list[int], column: str | None) -> np.ndarray | None:

@@ -7,6 +7,7 @@ all_results.json into --output_dir.
 """
 
 import logging
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -16,31 +17,67 @@ from ..configuration_sssd import SSSDConfig
 from ..data.sources import require_labels
 from ..evaluation.metrics import classification_metrics
 from ..modeling_sssd import SSSDForImageClassification
-from ..training.loop import Log, Stage, train
+from ..training.checkpoints import gather, load_model
+from ..training.feeds import Draw
+from ..training.loop import Log, Stage
 from . import common
 from .arguments import ModelArguments, parse
 from .runs import (
+    EarlyStopping,
     augmentation_of,
     augmented_batch,
     config_options,
     finish_run,
+    fit,
+    image_feed,
     loop_settings,
-    optimizer_and_schedule,
+    whole_model,
 )
 
 logger = logging.getLogger("sssd_hf")
 
 
+def class_weights_of(option: str, names: list[str], labels: list[int]) -> list[float] | None:
+    """The weights that --class_weights asks for; balanced ones as scikit-learn's.
+
+    Raises:
+        ValueError: other than none, balanced, or a positive number a class.
+    """
+    if option == "none":
+        return None
+    counts = Counter(labels)
+    if option == "balanced":
+        missing = [name for i, name in enumerate(names) if not counts[i]]
+        if missing:
+            raise ValueError(
+                f"--class_weights balanced: no training image has the label {missing[0]}; give one "
+                "number a class instead, or mend the splits."
+            )
+        return [len(labels) / (len(names) * counts[i]) for i in range(len(names))]
+    try:
+        weights = [float(word) for word in option.split(",")]
+    except ValueError:
+        weights = []
+    if len(weights) != len(names):
+        raise ValueError(
+            f"--class_weights {option}: expected none, balanced, or {len(names)} numbers by comma, "
+            f"for {', '.join(names)} in this order."
+        )
+    return weights
+
+
 def build_model(
-    model: ModelArguments, training: Any, names: list[str]
+    model: ModelArguments, training: Any, names: list[str], class_weights: list[float] | None = None
 ) -> SSSDForImageClassification:
     options = {
         "id2label": dict(enumerate(names)),
         "label2id": {name: i for i, name in enumerate(names)},
         "problem_type": "single_label_classification",
-        "drop_path_rate": training.drop_path_rate,
+        # what is frozen is not regularised
+        "drop_path_rate": 0.0 if training.freeze_encoder else training.drop_path_rate,
         "label_smoothing": training.label_smoothing,
         "pooling": training.pooling,
+        **({} if class_weights is None else {"class_weights": class_weights}),
         **config_options(model),
     }
     name = model.model_name_or_path
@@ -74,25 +111,38 @@ class BestCheckpoint:
         self.metric = metric
         self.score: tuple[float, float] | None = None
         self.record: dict[str, float] = {}
-        self.weights: dict[str, torch.Tensor] | None = None
+        self.weights: dict[str, torch.Tensor] = {}
+
+    def score_of(self, metrics: dict[str, float]) -> tuple[float, float]:
+        """Higher is better; log loss decides between equals."""
+        log_loss = metrics["eval_log_loss"]
+        if self.metric in ("log_loss", "last"):
+            return -log_loss, -log_loss
+        value = metrics[f"eval_{self.metric}"]
+        # undefined, such as AUC with one class in validation
+        return 0.0 if value != value else value, -log_loss
 
     def offer(self, metrics: dict[str, float], step: int, model: torch.nn.Module) -> None:
-        log_loss = metrics["eval_log_loss"]
-        value = metrics[f"eval_{self.metric}"]
-        if value != value:  # undefined, such as AUC with one class in validation
-            value = 0.0
-        # log loss decides between equals
-        score = (-value if self.metric == "log_loss" else value, -log_loss)
-        if self.score is None or score > self.score:
+        score = self.score_of(metrics)
+        if self.metric != "last" and (self.score is None or score > self.score):
             self.score = score
             self.record = {"best_step": step, **{f"best_{k}": v for k, v in metrics.items()}}
-            self.weights = {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}
+            self.weights = {k: gather(v).clone() for k, v in model.state_dict().items()}
+
+    def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        return self.weights, {"score": self.score, "record": self.record}
+
+    def load_state(self, tensors: dict[str, torch.Tensor], values: dict[str, Any]) -> None:
+        self.weights, self.record = tensors, values["record"]
+        self.score = values["score"] and tuple(values["score"])
 
 
 def main(argv: list[str] | None = None) -> int:
     arguments = parse("finetune", __doc__, argv)
     data_arguments, model_arguments, augmentation_arguments, training = arguments
     accelerator = common.start(training)
+    if accelerator is None:
+        return 0
     output = Path(training.output_dir)
     common.check_checkpoint(model_arguments.model_name_or_path)
     dataset = common.load_data(data_arguments)
@@ -102,7 +152,11 @@ def main(argv: list[str] | None = None) -> int:
         dataset, data_arguments, training.seed, own, model_arguments.model_name_or_path
     )
     rows = common.choose_rows(splits["train"], data_arguments.max_train_samples, training.seed)
-    model = build_model(model_arguments, training, names)
+    labels = dataset.select(rows)["label"][:]
+    weights = class_weights_of(training.class_weights, names, labels)
+    model = build_model(model_arguments, training, names, weights)
+    if training.freeze_encoder:
+        model.encoder.requires_grad_(False)
     config = model.config
     size = tuple(n * p for n, p in zip(config.grid_size, model.encoder.embeddings.patch))
     statistics = common.read_statistics(
@@ -121,42 +175,38 @@ def main(argv: list[str] | None = None) -> int:
     elif training.metric_for_best_model != "last":
         logger.warning("no validation split: the last checkpoint is kept")
 
-    settings = loop_settings(training, len(images), accelerator.num_processes)
-    optimizer, scheduler, learning_rate = optimizer_and_schedule(
-        model,
-        training,
-        settings,
-        accelerator.num_processes,
-        betas=(0.9, 0.999),
-        layer_decay=training.layer_decay,
-    )
-    plain = model
-    model, optimizer = accelerator.prepare(model, optimizer)
+    feed = image_feed(training, accelerator, images, training.balanced_sampling)
+    settings = loop_settings(training, feed.steps_per_epoch)
     augmentation = augmentation_of(augmentation_arguments)
     class_weights = torch.tensor(config.class_weights or [1.0] * len(names), dtype=torch.float32)
     class_weights = class_weights.to(accelerator.device)
 
-    def make_batch(index: torch.Tensor, epoch: int) -> dict[str, torch.Tensor]:
-        batch = augmented_batch(images, index, epoch, training.seed, augmentation, statistics)
-        return {**batch, "labels": images.labels[index.to(images.labels.device)]}
-
     best = BestCheckpoint(training.metric_for_best_model)
+    stopping = EarlyStopping(training.early_stopping_patience)
+
+    def make_batch(draw: Draw) -> dict[str, torch.Tensor]:
+        batch = augmented_batch(images, draw, training.seed, augmentation, statistics)
+        return {**batch, "labels": images.labels[draw.index]}
 
     def evaluate(step: int) -> dict[str, float]:
         if validation is None:
             return {}
         probabilities = common.predict_probabilities(
-            plain,
-            validation.pixels,
-            statistics,
-            training.per_device_eval_batch_size,
-            accelerator,
+            model, validation.pixels, statistics, training.per_device_eval_batch_size, accelerator
         )
         values = classification_metrics(validation.labels.cpu().numpy(), probabilities)
         metrics = {f"eval_{name}": value for name, value in values.items()}
-        if training.metric_for_best_model != "last":
-            best.offer(metrics, step, plain)
+        best.offer(metrics, step, model)
+        stopping.offer(best.score_of(metrics)[0])
         return metrics
+
+    def state() -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        tensors, values = best.state()
+        return tensors, {"best": values, "stopping": stopping.state()}
+
+    def load_state(tensors: dict[str, torch.Tensor], values: dict[str, Any]) -> None:
+        best.load_state(tensors, values["best"])
+        stopping.load_state(values["stopping"])
 
     stage = Stage(
         make_batch=make_batch,
@@ -164,20 +214,34 @@ def main(argv: list[str] | None = None) -> int:
         log_values=lambda output: {},
         after_step=lambda step, sums: {},
         evaluate=evaluate,
+        finished=stopping.finished,
+        state=state,
+        load_state=load_state,
+        image_names=lambda index: dataset.select([rows[i] for i in index])["file_name"][:],
     )
     log = Log(output / "metrics.jsonl" if accelerator.is_main_process else None)
-    speed = train(accelerator, model, optimizer, scheduler, len(images), stage, settings, log)
+    results = fit(
+        accelerator,
+        model,
+        feed,
+        stage,
+        settings,
+        arguments,
+        log,
+        betas=(0.9, 0.999),
+        layer_decay=training.layer_decay,
+    )
+    if best.weights:
+        load_model(model, best.weights)
+    model = whole_model(model)
     if not accelerator.is_main_process:
         return 0
-    plain.eval()
-    if best.weights is not None:
-        plain.load_state_dict(best.weights)
+    model.eval()
     results = {
         "num_train_images": len(images),
-        "learning_rate_peak": learning_rate,
         "chosen_by": training.metric_for_best_model if best.weights else "last",
         **best.record,
-        **speed,
+        **results,
     }
-    finish_run(output, plain, statistics, log, accelerator, results)
+    finish_run(output, model, statistics, log, accelerator, results)
     return 0

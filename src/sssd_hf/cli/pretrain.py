@@ -13,17 +13,20 @@ import torch
 
 from ..configuration_sssd import DISTILLATION_PRESETS, SSSDConfig
 from ..modeling_sssd import SSSDForPreTraining
-from ..training.loop import Log, Stage, train
+from ..training.loop import Log, LoopSettings, Stage
 from ..training.seeding import image_seeds
 from . import common
-from .arguments import DistillationArguments, ModelArguments, parse
+from .arguments import DistillationArguments, ModelArguments, PretrainTraining, parse
 from .runs import (
+    EarlyStopping,
     augmentation_of,
     augmented_batch,
     config_options,
     finish_run,
+    fit,
+    image_feed,
     loop_settings,
-    optimizer_and_schedule,
+    whole_model,
 )
 
 logger = logging.getLogger("sssd_hf")
@@ -55,12 +58,8 @@ def held_out_losses(
 ) -> dict[str, float]:
     """Losses on held-out images, whole and with one fixed mask each, and the reconstruction loss as
     a share of what predicting every patch's mean costs."""
-    processes = accelerator.num_processes if accelerator else 1
-    rank = accelerator.process_index if accelerator else 0
     sums = torch.zeros(4, device=images.rows.device, dtype=torch.float64)
-    for i, index in enumerate(torch.arange(len(images)).split(batch_size)):
-        if i % processes != rank:
-            continue
+    for index, real in common.rank_batches(len(images), batch_size, accelerator):
         index = index.to(images.rows.device)
         pixel_values = common.normalize(images.pixels[index], *statistics)
         seeds = image_seeds(0, 0, images.rows[index], "evaluate")
@@ -74,8 +73,8 @@ def held_out_losses(
         if distillation is None:
             distillation = torch.zeros_like(flat_loss)
         values = [output.reconstruction_loss, flat_loss, distillation, torch.ones_like(flat_loss)]
-        sums += torch.stack(values).to(sums) * len(index)
-    if processes > 1:
+        sums += torch.stack(values).to(sums) * len(index) * real
+    if accelerator and accelerator.num_processes > 1:
         sums = accelerator.reduce(sums, "sum")
     reconstruction, flat, distillation, count = sums.tolist()
     metrics = {
@@ -85,6 +84,71 @@ def held_out_losses(
     if model.distillation is not None:
         metrics["eval_distillation_loss"] = distillation / count
     return metrics
+
+
+def probe_due(
+    step: int,
+    training: PretrainTraining,
+    settings: LoopSettings,
+    per_epoch: int,
+    images: common.Images,
+    held_out: common.Images,
+) -> bool:
+    """Whether this evaluation is the first after a multiple of --probe_epochs, or the last one, and
+    the images have labels to probe for."""
+    every = round(training.probe_epochs * per_epoch)
+    if not every or images.labels is None or held_out.labels is None:
+        return False
+    if len(images.labels.unique()) < 2:
+        return False
+    since = settings.eval_steps or settings.total_steps
+    return step == settings.total_steps or step // every > (step - since) // every
+
+
+def probe_features(
+    model: SSSDForPreTraining,
+    images: common.Images,
+    held_out: common.Images,
+    statistics: tuple[list[float], list[float]],
+    batch_size: int,
+    accelerator: Any,
+    limit: int = 5000,
+) -> dict[str, float]:
+    """What frozen features tell of the labels of held-out images; see `probes.probe`. Of more than
+    `limit` training images every n-th is taken."""
+    from ..evaluation.probes import probe
+
+    chosen = torch.arange(0, len(images), max(1, len(images) // limit))
+    features = [
+        common.patch_features(model, pixels, statistics, batch_size, accelerator)
+        for pixels in (images.pixels[chosen], held_out.pixels)
+    ]
+    labels = [part.cpu().numpy() for part in (images.labels[chosen], held_out.labels)]
+    found = probe(features[0], labels[0], features[1], labels[1])
+    return {f"probe_{name}": value for name, value in found.items()}
+
+
+class CollapseMonitor:
+    """Warns once where the teacher's outputs come to be the same for all images: a tenth of the
+    spread over images that they had at most."""
+
+    def __init__(self) -> None:
+        self.largest, self.warned = 0.0, False
+
+    def __call__(self, record: dict[str, Any]) -> None:
+        spread = record.get("target_std")
+        if spread is None or self.warned:
+            return
+        self.largest = max(self.largest, spread)
+        if spread < 0.1 * self.largest or spread < 1e-4:
+            self.warned = True
+            logger.warning(
+                f"step {record['step']}: the self-distillation targets are nearly the same for all "
+                f"images (target_std {spread:.2g}, at most {self.largest:.2g} before): the loss "
+                "teaches nothing about them. Try --distillation stable with --config_overrides "
+                "distillation_target=standardize, a smaller --distillation_weight, or "
+                "--distillation mae"
+            )
 
 
 @torch.no_grad()
@@ -129,6 +193,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parse("pretrain", __doc__, argv)
     data_arguments, model_arguments, losses, augmentation_arguments, training = arguments
     accelerator = common.start(training)
+    if accelerator is None:
+        return 0
     output = Path(training.output_dir)
     common.check_checkpoint(model_arguments.model_name_or_path)
     dataset = common.load_data(data_arguments)
@@ -156,13 +222,10 @@ def main(argv: list[str] | None = None) -> int:
             dataset, splits["validation"], size, config.num_channels, accelerator
         )
 
-    settings = loop_settings(training, len(images), accelerator.num_processes)
-    optimizer, scheduler, learning_rate = optimizer_and_schedule(
-        model, training, settings, accelerator.num_processes, betas=(0.9, 0.95)
-    )
-    plain = model
-    model, optimizer = accelerator.prepare(model, optimizer)
+    feed = image_feed(training, accelerator, images)
+    settings = loop_settings(training, feed.steps_per_epoch)
     augmentation = augmentation_of(augmentation_arguments)
+    stopping = EarlyStopping(training.early_stopping_patience)
 
     def log_values(output: Any) -> dict[str, torch.Tensor]:
         values = {"reconstruction_loss": output.reconstruction_loss}
@@ -173,21 +236,25 @@ def main(argv: list[str] | None = None) -> int:
     def after_step(step: int, sums: dict | None) -> dict[str, torch.Tensor]:
         if sums is None:
             return {}
-        plain.update_teacher(step, settings.total_steps, sums)
+        model.update_teacher(step, settings.total_steps, sums)
         return {
-            "distillation_weight": plain.distillation.teacher_weight.clone(),
-            "target_std": plain.distillation.target_std(sums),
+            "distillation_weight": model.distillation.teacher_weight.clone(),
+            "target_std": model.distillation.target_std(sums),
         }
 
     def evaluate(step: int) -> dict[str, float]:
         if held_out is None:
             return {}
         batch_size = training.per_device_eval_batch_size
-        return held_out_losses(plain, held_out, statistics, batch_size, accelerator)
+        metrics = held_out_losses(model, held_out, statistics, batch_size, accelerator)
+        if probe_due(step, training, settings, feed.steps_per_epoch, images, held_out):
+            metrics |= probe_features(model, images, held_out, statistics, batch_size, accelerator)
+        stopping.offer(-metrics["eval_reconstruction_loss"])
+        return metrics
 
     stage = Stage(
-        make_batch=lambda index, epoch: augmented_batch(
-            images, index, epoch, training.seed, augmentation, statistics
+        make_batch=lambda draw: augmented_batch(
+            images, draw, training.seed, augmentation, statistics
         ),
         batch_weight=lambda batch: torch.full(
             (), float(len(batch["pixel_values"])), device=accelerator.device
@@ -195,15 +262,22 @@ def main(argv: list[str] | None = None) -> int:
         log_values=log_values,
         after_step=after_step,
         evaluate=evaluate,
+        finished=stopping.finished,
+        state=lambda: ({}, stopping.state()),
+        load_state=lambda tensors, values: stopping.load_state(values),
+        image_names=lambda index: dataset.select([rows[i] for i in index])["file_name"][:],
     )
-    plain.update_teacher(0, settings.total_steps)
-    log = Log(output / "metrics.jsonl" if accelerator.is_main_process else None)
-    speed = train(accelerator, model, optimizer, scheduler, len(images), stage, settings, log)
+    model.update_teacher(0, settings.total_steps)
+    log = Log(
+        output / "metrics.jsonl" if accelerator.is_main_process else None, watch=CollapseMonitor()
+    )
+    results = fit(accelerator, model, feed, stage, settings, arguments, log, betas=(0.9, 0.95))
+    model = whole_model(model)
     if not accelerator.is_main_process:
         return 0
-    plain.eval()
+    model.eval()
     if held_out is not None:
-        write_reconstructions(plain, held_out, statistics, output / "reconstructions.png")
-    results = {"num_train_images": len(images), "learning_rate_peak": learning_rate, **speed}
-    finish_run(output, plain, statistics, log, accelerator, results)
+        write_reconstructions(model, held_out, statistics, output / "reconstructions.png")
+    results = {"num_train_images": len(images), **results}
+    finish_run(output, model, statistics, log, accelerator, results)
     return 0

@@ -1,7 +1,9 @@
 """What pretraining and fine-tuning share: options to objects, batches, the end of a run."""
 
 import logging
+import math
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,13 @@ from ..configuration_sssd import SSSDConfig
 from ..data.augment import NUM_UNIFORMS, Augmentation, augment
 from ..evaluation.metrics import to_json
 from ..modeling_sssd import sample_uniform
-from ..training.loop import Log, LoopSettings, steps_per_epoch
+from ..training.averaging import WeightAverage
+from ..training.checkpoints import Checkpoints, gather
+from ..training.feeds import Draw, ImageFeed
+from ..training.loop import Log, LoopSettings, Stage, train
 from ..training.optimization import cosine_with_warmup, parameter_groups
 from ..training.seeding import image_seeds
-from .arguments import ModelArguments, PretrainAugmentation, TrainingArguments
+from .arguments import ModelArguments, PretrainAugmentation, TrainingArguments, as_dict
 from .common import Images, normalize, save_checkpoint, versions, write_json
 
 logger = logging.getLogger("sssd_hf")
@@ -48,22 +53,35 @@ def peak_learning_rate(training: TrainingArguments, global_batch: int, default: 
     return default if training.learning_rate is None else training.learning_rate
 
 
-def loop_settings(training: TrainingArguments, num_images: int, processes: int) -> LoopSettings:
-    settings = LoopSettings(
-        total_steps=1,
-        batch_size=training.per_device_train_batch_size,
-        accumulation=training.gradient_accumulation_steps,
-        max_grad_norm=training.max_grad_norm,
-        logging_steps=training.logging_steps,
-        seed=training.seed,
+def image_feed(
+    training: TrainingArguments, accelerator: Accelerator, images: Images, balanced: bool = False
+) -> ImageFeed:
+    return ImageFeed(
+        len(images),
+        training.per_device_train_batch_size,
+        training.gradient_accumulation_steps,
+        accelerator.num_processes,
+        accelerator.process_index,
+        training.seed,
+        images.labels if balanced else None,
+        accelerator.device,
     )
-    per_epoch = steps_per_epoch(num_images, settings, processes)
-    settings.total_steps = training.max_train_steps or max(
-        1, round(training.num_train_epochs * per_epoch)
-    )
-    if training.eval_epochs:
-        settings.eval_steps = max(1, round(training.eval_epochs * per_epoch))
-    return settings
+
+
+def loop_settings(training: TrainingArguments, per_epoch: int) -> LoopSettings:
+    total_steps = training.max_train_steps or max(1, round(training.num_train_epochs * per_epoch))
+    eval_steps = training.eval_steps or 0
+    if not eval_steps and training.eval_epochs:
+        eval_steps = max(1, round(training.eval_epochs * per_epoch))
+    return LoopSettings(total_steps, training.max_grad_norm, training.logging_steps, eval_steps)
+
+
+def warmup_steps(training: TrainingArguments, settings: LoopSettings, per_epoch: int) -> int:
+    if training.num_warmup_steps is not None:
+        return training.num_warmup_steps
+    if training.num_warmup_epochs is not None:
+        return round(training.num_warmup_epochs * per_epoch)
+    return round(training.warmup_ratio * settings.total_steps)
 
 
 def augmentation_of(arguments: PretrainAugmentation) -> Augmentation:
@@ -79,44 +97,124 @@ def augmentation_of(arguments: PretrainAugmentation) -> Augmentation:
 
 def augmented_batch(
     images: Images,
-    index: torch.Tensor,
-    epoch: int,
+    draw: Draw,
     seed: int,
     augmentation: Augmentation,
     statistics: tuple[list[float], list[float]],
 ) -> dict[str, torch.Tensor]:
     """Normalised, augmented images and the seeds from which the model draws what is random."""
-    index = index.to(images.rows.device)
-    rows = images.rows[index]
-    uniform = sample_uniform(image_seeds(seed, epoch, rows, "augment"), 0, NUM_UNIFORMS)
-    pixels = augment(images.large[index], images.pixels.shape[2:], uniform, augmentation)
+    rows = images.rows[draw.index]
+    uniform = sample_uniform(image_seeds(seed, draw.epoch, rows, "augment"), 0, NUM_UNIFORMS)
+    pixels = augment(images.large[draw.index], images.pixels.shape[2:], uniform, augmentation)
     return {
         "pixel_values": normalize(pixels, *statistics),
-        "sample_seeds": image_seeds(seed, epoch, rows, "model"),
+        "sample_seeds": image_seeds(seed, draw.epoch, rows, "model"),
     }
 
 
-def optimizer_and_schedule(
+class EarlyStopping:
+    """Whether a score has not got better for `patience` evaluations; 0: never."""
+
+    def __init__(self, patience: int):
+        self.patience, self.best, self.since = patience, -math.inf, 0
+
+    def offer(self, score: float) -> None:
+        """Higher is better; a score that is not a number is no better."""
+        better = score > self.best
+        self.since = 0 if better else self.since + 1
+        self.best = score if better else self.best
+
+    def finished(self) -> bool:
+        return 0 < self.patience <= self.since
+
+    def state(self) -> dict[str, float]:
+        return {"best": self.best, "since": self.since}
+
+    def load_state(self, state: dict[str, float]) -> None:
+        self.best, self.since = state["best"], state["since"]
+
+
+# options that a resumed run may be given anew without becoming another run
+FREE_OPTIONS = {
+    "output_dir", "resume_from_checkpoint", "overwrite_output_dir", "data_dir", "cache_dir",
+    "cache", "logging_steps", "report_to", "checkpointing_steps", "checkpointing_minutes",
+    "save_total_limit", "per_device_train_batch_size", "per_device_eval_batch_size",
+    "gradient_accumulation_steps",
+}  # fmt: skip
+
+
+def fit(
+    accelerator: Accelerator,
     model: torch.nn.Module,
-    training: TrainingArguments,
+    feed: ImageFeed,
+    stage: Stage,
     settings: LoopSettings,
-    processes: int,
+    arguments: tuple,
+    log: Log,
     betas: tuple[float, float],
     layer_decay: float = 1.0,
-) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler, float]:
-    """(AdamW, cosine schedule with warm-up, peak learning rate)."""
-    global_batch = settings.batch_size * settings.accumulation * processes
-    learning_rate = peak_learning_rate(training, global_batch, default=5e-4)
+) -> dict[str, float]:
+    """Train `model` as the options (last of `arguments`: the training ones) say; AdamW, a cosine
+    schedule with warm-up. Afterwards it has the last weights, or their average (--ema_decay).
+
+    Returns:
+        Speed and peak learning rate, for all_results.json.
+    """
+    training = arguments[-1]
+    learning_rate = peak_learning_rate(training, feed.global_batch, default=5e-4)
     groups = parameter_groups(model, learning_rate, training.weight_decay, layer_decay)
     optimizer = torch.optim.AdamW(groups, betas=betas, fused=True)
-    warmup = training.num_warmup_steps
-    if warmup is None:
-        warmup = round(training.warmup_ratio * settings.total_steps)
-    return (
-        optimizer,
-        cosine_with_warmup(optimizer, warmup, settings.total_steps),
-        learning_rate,
+    if accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16":
+        # torch 2.13's fused attention on the CPU has no fast backward in bf16: half of a step's time
+        model.set_attn_implementation("eager")
+    if training.torch_compile:
+        model.compile()
+    wrapped, optimizer = accelerator.prepare(model, optimizer)
+    average = WeightAverage(model, training.ema_decay) if training.ema_decay else None
+    warmup = warmup_steps(training, settings, feed.steps_per_epoch)
+    every = training.checkpointing_steps
+    every = feed.steps_per_epoch if every == "epoch" else int(every or 0)
+    checkpoints = Checkpoints(
+        Path(training.output_dir) / "checkpoints",
+        every,
+        training.checkpointing_minutes,
+        training.save_total_limit,
     )
+    options = {k: v for k, v in as_dict(*arguments).items() if k not in FREE_OPTIONS}
+    if training.report_to != "none":
+        plain = {k: v if isinstance(v, (int, float)) else str(v) for k, v in options.items()}
+        accelerator.init_trackers("sssd_hf", plain)
+        log.tracker = accelerator.log
+    speed = train(
+        accelerator,
+        wrapped,
+        optimizer,
+        partial(cosine_with_warmup, warmup_steps=warmup, total_steps=settings.total_steps),
+        feed,
+        stage,
+        settings,
+        log,
+        average,
+        checkpoints,
+        training.resume_from_checkpoint,
+        {**options, "num_train_images": feed.num_images},
+    )
+    if average:
+        average.copy_to_model()
+    if training.report_to != "none":
+        accelerator.end_training()
+    return {"learning_rate_peak": learning_rate, **speed}
+
+
+def whole_model(model: torch.nn.Module) -> torch.nn.Module:
+    """The model itself, or, where FSDP2 has sharded it, a copy that is whole (on the CPU; all
+    processes must call this)."""
+    if not any(hasattr(p, "full_tensor") for p in model.parameters()):
+        return model
+    weights = {name: gather(value) for name, value in model.state_dict().items()}
+    copy = type(model)(model.config)
+    copy.load_state_dict(weights)
+    return copy
 
 
 def finish_run(

@@ -72,7 +72,8 @@ class Checkpoints:
         try:
             for group, values in filter(lambda item: item[1], tensors.items()):
                 save_file(values, temporary / f"{group}.safetensors", {"format": "pt"})
-            (temporary / "state.json").write_text(json.dumps({**state, "format": FORMAT}))
+            text = json.dumps({**state, "format": FORMAT, "step": step})
+            (temporary / "state.json").write_text(text)
             manifest = {p.name: _describe(p) for p in sorted(temporary.iterdir())}
             (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1))
             for path in [*temporary.iterdir(), temporary]:

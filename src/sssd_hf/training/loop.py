@@ -72,11 +72,13 @@ class Stage:
 
 @dataclass
 class Log:
-    """`metrics.jsonl`: one object a line, written by the main process; trackers hear the same."""
+    """`metrics.jsonl`: one object a line, written by the main process; a tracker and a watcher are
+    told the same."""
 
     path: Path | None
     records: list[dict] = field(default_factory=list)
     tracker: Callable[[dict, int], None] | None = None
+    watch: Callable[[dict], None] | None = None
 
     def write(self, record: dict[str, Any]) -> None:
         record = {k: None if v != v else v for k, v in record.items()}  # JSON knows no NaN
@@ -84,9 +86,11 @@ class Log:
         if self.path:
             with open(self.path, "a") as file:
                 file.write(json.dumps(record) + "\n")
+        if self.watch:
+            self.watch(record)
         if self.tracker:
             numbers = {k: v for k, v in record.items() if k != "step" and v is not None}
-            self.tracker(numbers, record["step"])
+            self.tracker(numbers, step=record["step"])
 
     def rewind(self, step: int) -> None:
         """Take back what an interrupted run wrote after the step it goes on from."""
