@@ -1,5 +1,6 @@
-"""Real processes: `accelerate launch` with one and with two, and Ctrl-C."""
+"""Real processes: `accelerate launch` with one and with two, signals and resuming."""
 
+import hashlib
 import json
 import os
 import signal
@@ -183,8 +184,8 @@ def test_an_error_of_the_user_ends_all_processes(images, tmp_path, processes):
     assert "image_size=33" in done.stderr
 
 
-def interrupt_when_training(line, output):
-    """Ctrl-C, as a terminal sends it: to all processes of the group, once steps are logged."""
+def signal_when_training(line, output, number, to_group):
+    """Send a signal once steps are logged; returns (exit status, output, seconds it took)."""
     process = subprocess.Popen(
         line,
         stdout=subprocess.PIPE,
@@ -199,26 +200,90 @@ def interrupt_when_training(line, output):
             assert process.poll() is None, process.communicate()[0]
             assert time.monotonic() < end
             time.sleep(0.1)
-        os.killpg(process.pid, signal.SIGINT)
+        sent = time.monotonic()
+        os.killpg(process.pid, number) if to_group else process.send_signal(number)
         shown, _ = process.communicate(timeout=60)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
-    return process.returncode, shown
+    return process.returncode, shown, time.monotonic() - sent
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_ctrl_c_ends_with_a_clear_message(images, tmp_path, processes):
+def weights(folder):
+    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+
+
+LONG = ["--max_train_steps", "400", "--distillation", "sd_mae", "--ema_decay", "0.99"]
+RESUME = ["--resume_from_checkpoint", "latest"]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(images, tmp_path_factory):
+    output = tmp_path_factory.mktemp("whole")
+    options = [*MODEL, *LONG, "--per_device_train_batch_size", 4]
+    launch([sys.executable], "pretrain", images, output, *options)
+    return output
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1"])
+def test_a_signal_loses_nothing(images, tmp_path, uninterrupted, name):
+    """Ctrl-C and a cluster's preemption: saved, out within ten seconds with status 75, and the same
+    command goes on to the same weights."""
     output = tmp_path / "out"
-    launcher = {1: [sys.executable], 2: TWO}[processes]
-    options = ["--per_device_train_batch_size", "4", "--max_train_steps", "100000"]
-    line = command(launcher, "pretrain", images, output, *MODEL, *options)
-    code, shown = interrupt_when_training(line, output)
-    assert code != 0
-    assert "interrupted" in shown
+    options = [*MODEL, *LONG, "--per_device_train_batch_size", "4"]
+    line = command([sys.executable], "pretrain", images, output, *options)
+    number = getattr(signal, name)
+    code, shown, seconds = signal_when_training(line, output, number, name == "SIGINT")
+    assert code == 75, shown
+    assert seconds < 10
+    assert f"stopped by {name} after step" in shown
+    assert "--resume_from_checkpoint latest" in shown
+    assert "Traceback" not in shown
     assert not (output / "all_results.json").exists(), "it is not taken for a finished run"
-    for text in (output / "metrics.jsonl").read_text().splitlines():
-        json.loads(text)
-    if processes == 1:  # with several, the launcher shows its own traceback
-        assert "Traceback" not in shown
+    refused = subprocess.run(line, capture_output=True, text=True, timeout=200, env=environment())
+    assert refused.returncode == 1
+    assert "checkpoints of a run that did not end" in refused.stderr
+    _, records, messages = launch([sys.executable], "pretrain", images, output, *options, *RESUME)
+    assert "going on after step" in messages
+    assert weights(output) == weights(uninterrupted)
+    lines = (uninterrupted / "metrics.jsonl").read_text().splitlines()
+    expected = [json.loads(text) for text in lines]
+    assert max(differences(expected, records).values()) == 0, "the log too is that of one run"
+    # asked again, there is nothing left to do
+    done = subprocess.run(
+        [*line, *RESUME], capture_output=True, text=True, timeout=200, env=environment()
+    )
+    assert done.returncode == 0
+    assert "nothing is left to do" in done.stderr
+
+
+def test_two_processes_stop_together_and_go_on_as_one(images, tmp_path, uninterrupted, capsys):
+    """Ctrl-C at a launcher with two processes; resumed by one process."""
+    output = tmp_path / "out"
+    options = [*MODEL, *LONG]
+    line = command(TWO, "pretrain", images, output, *options, "--per_device_train_batch_size", "2")
+    code, shown, seconds = signal_when_training(line, output, signal.SIGINT, True)
+    assert code != 0
+    assert seconds < 20
+    assert "the state is saved" in shown, shown
+    assert not (output / "all_results.json").exists()
+    one = [sys.executable], "pretrain", images, output, *options
+    results, records, _ = launch(*one, "--per_device_train_batch_size", 4, *RESUME)
+    assert results["num_processes"] == 1
+    lines = (uninterrupted / "metrics.jsonl").read_text().splitlines()
+    relative = differences([json.loads(text) for text in lines], records)
+    with capsys.disabled():
+        print(f"\n2 processes, resumed by 1: relative {relative['loss']:.1e} in the loss")
+    assert relative["loss"] < 1e-4  # of 400 steps, whose rounding differs adds up
+
+
+def test_another_global_batch_is_refused(images, tmp_path):
+    output = tmp_path / "out"
+    options = [*MODEL, "--checkpointing_steps", "4", "--per_device_train_batch_size"]
+    launch([sys.executable], "pretrain", images, output, *options, "4")
+    (output / "all_results.json").unlink()
+    line = command([sys.executable], "pretrain", images, output, *options, "8", *RESUME)
+    done = subprocess.run(line, capture_output=True, text=True, timeout=200, env=environment())
+    assert done.returncode == 1
+    assert "began with 4 images a step, here it is 8" in done.stderr

@@ -559,7 +559,7 @@ def test_an_unfinished_runs_splits_are_read_back(tmp_path, class_folders, monkey
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(finetune, "train", stop)
+        patch.setattr(finetune, "fit", stop)
         with pytest.raises(KeyboardInterrupt):
             finetune.main(argv)
     before = read(tmp_path / "out/splits.json")
@@ -608,8 +608,8 @@ def untrained(monkeypatch):
     def train(*args, **kwargs):
         pytest.fail("the training began")
 
-    monkeypatch.setattr(pretrain, "train", train)
-    monkeypatch.setattr(finetune, "train", train)
+    monkeypatch.setattr(pretrain, "fit", train)
+    monkeypatch.setattr(finetune, "fit", train)
 
 
 def error_of(capsys, main, *argv):

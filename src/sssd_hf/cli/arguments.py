@@ -235,6 +235,8 @@ class TrainingArguments:
             checkpointing_minutes=(0, None),
             save_total_limit=(0, None),
         )
+        if self.learning_rate is not None and self.base_learning_rate is not None:
+            raise ValueError("Give --learning_rate or --base_learning_rate, not both.")
         steps = self.checkpointing_steps
         if steps not in (None, "epoch") and not (steps.isdigit() and int(steps) > 0):
             raise ValueError(

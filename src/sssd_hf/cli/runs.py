@@ -46,8 +46,6 @@ def config_options(model: ModelArguments) -> dict[str, Any]:
 
 
 def peak_learning_rate(training: TrainingArguments, global_batch: int, default: float) -> float:
-    if training.learning_rate is not None and training.base_learning_rate is not None:
-        raise ValueError("Give --learning_rate or --base_learning_rate, not both.")
     if training.base_learning_rate is not None:
         return training.base_learning_rate * global_batch / 256
     return default if training.learning_rate is None else training.learning_rate
