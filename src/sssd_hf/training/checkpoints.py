@@ -188,7 +188,7 @@ def gather(value: torch.Tensor) -> torch.Tensor:
     return value.detach().cpu().contiguous()
 
 
-def _like(value: torch.Tensor, pattern: torch.Tensor) -> torch.Tensor:
+def like(value: torch.Tensor, pattern: torch.Tensor) -> torch.Tensor:
     """`value` on the device of `pattern`, and sharded as it is."""
     value = value.to(pattern.device)
     if hasattr(pattern, "full_tensor") and value.shape == pattern.shape:
@@ -213,7 +213,7 @@ def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: 
     parameters = dict(model.named_parameters())
     for name, value in tensors.items():
         parameter, _, key = name.rpartition("/")
-        states[parameters[parameter]][key] = _like(value, parameters[parameter])
+        states[parameters[parameter]][key] = like(value, parameters[parameter])
 
 
 @torch.no_grad()
@@ -237,4 +237,4 @@ def load_model(model: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
             "Resume with the options the run began with."
         )
     for name, value in tensors.items():
-        targets[name].copy_(_like(value, targets[name]))
+        targets[name].copy_(like(value, targets[name]))

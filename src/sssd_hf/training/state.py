@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from .checkpoints import gather, load_model, load_optimizer, optimizer_tensors
+from .checkpoints import gather, like, load_model, load_optimizer, optimizer_tensors
 
 logger = logging.getLogger("sssd_hf")
 
@@ -51,6 +51,11 @@ def collect_state(
 def restore_state(
     accelerator, plain, optimizer, feed, stage, average, options, tensors, values
 ) -> Progress:
+    """Put a checkpoint's (tensors, values) in place.
+
+    Raises:
+        ValueError: it is of another global batch or another model.
+    """
     if values["global_batch"] != feed.global_batch:
         raise ValueError(
             f"The run began with {values['global_batch']} images a step, here it is "
@@ -72,7 +77,7 @@ def restore_state(
     load_optimizer(plain, optimizer, tensors["optimizer"])
     if average:
         for name, value in tensors["average"].items():
-            average.values[name].copy_(value)
+            average.values[name].copy_(like(value, average.values[name]))
     torch.set_rng_state(tensors["random"]["cpu"])
     if "cuda" in tensors["random"] and accelerator.device.type == "cuda":
         torch.cuda.set_rng_state(tensors["random"]["cuda"], accelerator.device)
