@@ -2,6 +2,7 @@
 
 import logging
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,19 @@ import yaml
 from accelerate import Accelerator
 
 from ..configuration_sssd import SSSDConfig
-from ..data.augment import NUM_UNIFORMS, Augmentation, augment
+from ..data.augment import Augmentation, augment
+from ..data.mix import Mixing, mix, mix_partners
 from ..evaluation.metrics import to_json
 from ..modeling_sssd import sample_uniform
 from ..training.loop import Log, LoopSettings, steps_per_epoch
 from ..training.optimization import cosine_with_warmup, parameter_groups
 from ..training.seeding import image_seeds
-from .arguments import ModelArguments, PretrainAugmentation, TrainingArguments
+from .arguments import (
+    FinetuneAugmentation,
+    ModelArguments,
+    PretrainAugmentation,
+    TrainingArguments,
+)
 from .common import Images, normalize, save_checkpoint, versions, write_json
 
 logger = logging.getLogger("sssd_hf")
@@ -71,10 +78,21 @@ def augmentation_of(arguments: PretrainAugmentation) -> Augmentation:
         min_scale=arguments.min_crop_scale,
         max_scale=arguments.max_crop_scale,
         flip=arguments.horizontal_flip,
+        vertical_flip=arguments.vertical_flip,
         rotation=arguments.rotation,
+        shear=arguments.shear,
+        translation=arguments.translation,
         brightness=arguments.brightness,
         contrast=arguments.contrast,
+        gamma=arguments.gamma,
+        blur=arguments.blur,
+        noise=arguments.noise,
+        erasing=arguments.erasing,
     )
+
+
+def mixing_of(arguments: FinetuneAugmentation) -> Mixing:
+    return Mixing(arguments.mixup_alpha, arguments.cutmix_alpha, arguments.mix_probability)
 
 
 def augmented_batch(
@@ -87,13 +105,44 @@ def augmented_batch(
 ) -> dict[str, torch.Tensor]:
     """Normalised, augmented images and the seeds from which the model draws what is random."""
     index = index.to(images.rows.device)
-    rows = images.rows[index]
-    uniform = sample_uniform(image_seeds(seed, epoch, rows, "augment"), 0, NUM_UNIFORMS)
-    pixels = augment(images.large[index], images.pixels.shape[2:], uniform, augmentation)
+    pixels = _augmented(images, index, epoch, seed, augmentation)
     return {
         "pixel_values": normalize(pixels, *statistics),
-        "sample_seeds": image_seeds(seed, epoch, rows, "model"),
+        "sample_seeds": image_seeds(seed, epoch, images.rows[index], "model"),
     }
+
+
+def _augmented(
+    images: Images, index: torch.Tensor, epoch: int, seed: int, augmentation: Augmentation
+) -> torch.Tensor:
+    sample = partial(sample_uniform, image_seeds(seed, epoch, images.rows[index], "augment"))
+    return augment(images.large[index], images.pixels.shape[2:], sample, augmentation)
+
+
+def mixed_batch(
+    images: Images,
+    index: torch.Tensor,
+    epoch: int,
+    seed: int,
+    augmentation: Augmentation,
+    mixing: Mixing,
+    statistics: tuple[list[float], list[float]],
+) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]:
+    """`augmented_batch` of images mixed with others of the training set; also (batch,) the index of
+    each one's partner, and (batch,) the weight of its own label."""
+    index = index.to(images.rows.device)
+    seeds = image_seeds(seed, epoch, images.rows[index], "augment")
+    draw = mix_partners(partial(sample_uniform, seeds), len(images), mixing)
+    pixels, weight = mix(
+        _augmented(images, index, epoch, seed, augmentation),
+        _augmented(images, draw.partner, epoch, seed, augmentation),
+        draw,
+    )
+    batch = {
+        "pixel_values": normalize(pixels, *statistics),
+        "sample_seeds": image_seeds(seed, epoch, images.rows[index], "model"),
+    }
+    return batch, draw.partner, weight
 
 
 def optimizer_and_schedule(
