@@ -95,6 +95,13 @@ def mixing_of(arguments: FinetuneAugmentation) -> Mixing:
     return Mixing(arguments.mixup_alpha, arguments.cutmix_alpha, arguments.mix_probability)
 
 
+def _augmented(
+    images: Images, index: torch.Tensor, epoch: int, seed: int, augmentation: Augmentation
+) -> torch.Tensor:
+    sample = partial(sample_uniform, image_seeds(seed, epoch, images.rows[index], "augment"))
+    return augment(images.large[index], images.pixels.shape[2:], sample, augmentation)
+
+
 def augmented_batch(
     images: Images,
     index: torch.Tensor,
@@ -112,36 +119,23 @@ def augmented_batch(
     }
 
 
-def _augmented(
-    images: Images, index: torch.Tensor, epoch: int, seed: int, augmentation: Augmentation
-) -> torch.Tensor:
-    sample = partial(sample_uniform, image_seeds(seed, epoch, images.rows[index], "augment"))
-    return augment(images.large[index], images.pixels.shape[2:], sample, augmentation)
-
-
 def mixed_batch(
     images: Images,
     index: torch.Tensor,
     epoch: int,
     seed: int,
     augmentation: Augmentation,
-    mixing: Mixing,
     statistics: tuple[list[float], list[float]],
+    mixing: Mixing,
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]:
-    """`augmented_batch` of images mixed with others of the training set; also (batch,) the index of
-    each one's partner, and (batch,) the weight of its own label."""
+    """`augmented_batch`, each image mixed with another of `images`; also (batch,) the indices of
+    these partners, and (batch,) the weight of the own label (the partner's is one minus it)."""
     index = index.to(images.rows.device)
     seeds = image_seeds(seed, epoch, images.rows[index], "augment")
     draw = mix_partners(partial(sample_uniform, seeds), len(images), mixing)
-    pixels, weight = mix(
-        _augmented(images, index, epoch, seed, augmentation),
-        _augmented(images, draw.partner, epoch, seed, augmentation),
-        draw,
-    )
-    batch = {
-        "pixel_values": normalize(pixels, *statistics),
-        "sample_seeds": image_seeds(seed, epoch, images.rows[index], "model"),
-    }
+    batch = augmented_batch(images, index, epoch, seed, augmentation, statistics)
+    partners = normalize(_augmented(images, draw.partner, epoch, seed, augmentation), *statistics)
+    batch["pixel_values"], weight = mix(batch["pixel_values"], partners, draw)
     return batch, draw.partner, weight
 
 

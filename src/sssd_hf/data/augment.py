@@ -3,9 +3,10 @@
 In this order, each only where its option is on: crop, flips, rotation, shear and translation in one
 resampling (antialiased, with the blur in the same filter); brightness and contrast; gamma; noise;
 erasing. What an image gets is a function of its own random numbers, not of its neighbours in the
-batch. On a CPU the result has the same bits in any batch. On a GPU the matrix products of another
-batch size, and from a CPU to a GPU elementary functions and the order of sums, may differ in the
-last bits of fp32; torch.backends.cuda.matmul.allow_tf32 would cost 0.1 of a grey level.
+batch. On a CPU the result has the same bits in any batch. On a GPU matrix products and means of
+another batch size, and between CPU and GPU all floating-point functions, may differ in the last
+bits of fp32; TF32 products, where they are allowed, cost some tenths of a grey level. Call it
+outside of autocast, whose products would cost a whole one.
 """
 
 import math
@@ -85,19 +86,20 @@ def augment(
     draw = dict(zip(PARAMETERS, numbers))
     shape = (images.shape[2], images.shape[3])
     center, matrix = placement(draw, augmentation, shape, size)
-    filter_size = _filter(matrix, draw["blur"] * augmentation.blur)
+    squared_width = _squared_width(matrix, draw["blur"] * augmentation.blur)
     pixels = images.float()
     if augmentation.rotation or augmentation.shear:
-        lacking = (_largest_filter(augmentation, shape, size) - 1) / 6  # variance
-        passes = math.ceil(2 * lacking)  # three weights, such as 1 2 1, have at most 1/2
+        # three weights, such as 1 2 1, have a variance of at most 1/2; bilinear sampling has 1/6
+        largest = (_largest_squared_width(augmentation, shape, size) - 1) / 6
+        passes = math.ceil(2 * largest)
         if passes <= MAX_PASSES:
-            variance = (filter_size - 1) / 6
+            variance = (squared_width - 1) / 6
             result = _turn_softened(pixels, center, matrix, variance, passes, size)
         else:
-            result = _turn_reduced(pixels, center, matrix, filter_size, size, augmentation)
+            result = _turn_reduced(pixels, center, matrix, squared_width, size, augmentation)
     else:
         steps = matrix.diagonal(dim1=1, dim2=2)
-        result = resample(pixels, center, steps, filter_size.sqrt(), size)
+        result = resample(pixels, center, steps, squared_width.sqrt(), size)
     return _recolor(result, draw, sample, augmentation).clamp_(0, 255)
 
 
@@ -144,19 +146,22 @@ def placement(
     return center, torch.stack(rows, dim=1).unflatten(1, (2, 2))
 
 
-def _filter(matrix: Tensor, blur: Tensor) -> Tensor:
-    """(batch, 2): six times the variance, along the image's x and y in its pixels, of the filter
-    that a pixel of the result needs; 6 since a triangle of half-width s has the variance s^2 / 6.
+def _squared_width(matrix: Tensor, blur: Tensor) -> Tensor:
+    """(batch, 2): the triangle filter each result needs, as the square of its half-width along the
+    image's x and y, in the image's pixels.
 
-    The triangle is as wide as Pillow's: a pixel of the result, or of the image where that is
-    larger. `blur` (batch,) adds its variance, in pixels of the result.
+    The half-width is a pixel of the result, or of the image where that is larger, as in Pillow. A
+    triangle's variance is a sixth of this square; `blur` (batch,), the standard deviation in pixels
+    of the result, adds to it.
     """
     pitch = (matrix**2).sum(2)
     return pitch.clamp(min=1) + 6 * blur[:, None] ** 2 * pitch
 
 
-def _largest_filter(augmentation: Augmentation, shape: tuple[int, int], size: tuple[int, int]):
-    """A bound of `_filter` that needs no look at the draws (which would make the host wait)."""
+def _largest_squared_width(
+    augmentation: Augmentation, shape: tuple[int, int], size: tuple[int, int]
+) -> float:
+    """A bound of the same, without a look at the draws, which would make the host wait."""
     area = augmentation.max_scale * augmentation.max_aspect
     lean = _tan(augmentation.shear)
     pitch = max(shape[0] / size[0], shape[1] / size[1]) ** 2 * area * (1 + lean) ** 2
@@ -236,7 +241,7 @@ def _turn_softened(
         for _ in range(passes):
             padded = F.pad(pixels, pad, mode="replicate")
             both = padded.narrow(dim, 0, n) + padded.narrow(dim, 2, n)
-            pixels = pixels * (1 - share) + both.mul_(share / 2)
+            pixels = torch.lerp(pixels, both.mul_(0.5), share)
     halves = _pair(pixels.shape[3] / 2, pixels.shape[2] / 2, like=center)
     grid = _grid(center / halves - 1, matrix / halves[:, :, None], size)
     return F.grid_sample(pixels, grid, padding_mode="reflection", align_corners=False)
@@ -246,18 +251,18 @@ def _turn_reduced(
     pixels: Tensor,
     center: Tensor,
     matrix: Tensor,
-    filter_size: Tensor,
+    squared_width: Tensor,
     size: tuple[int, int],
     augmentation: Augmentation,
 ) -> Tensor:
     """The same where an image shrinks much: the upright box around the result is first resampled
-    to sqrt(2) pixels for each of the result's, so that both filters have the same part."""
+    at sqrt(2) pixels to one of the result, so that it and the bilinear sampling blur alike."""
     angle = math.radians(min(augmentation.rotation, 45))
     grow = math.sqrt(2) * (math.cos(angle) + math.sin(angle) + _tan(augmentation.shear))
     height, width = (math.ceil(grow * n) for n in size)
     sides = (matrix.abs() * _pair(size[1], size[0], like=center)[:, None]).sum(2)  # of the box
     steps = sides / _pair(width, height, like=center)
-    half_width = (filter_size - steps**2).clamp(min=1).sqrt()  # of the variance, what remains
+    half_width = (squared_width - steps**2).clamp(min=1).sqrt()  # the sampling adds the rest
     pixels = resample(pixels, center, steps, half_width, (height, width))
     grid = _grid(torch.zeros_like(center), 2 * matrix / sides[:, :, None], size)
     return F.grid_sample(pixels, grid, padding_mode="border", align_corners=False)
