@@ -127,9 +127,26 @@ class PretrainAugmentation:
         1.0, "Largest share; above 1 the crop shows the image smaller, mirrored at its edges."
     )
     horizontal_flip: float = option(0.5, "Probability of a horizontal flip.")
+    vertical_flip: float = option(0.0, "Probability of a vertical flip.")
     rotation: float = option(0.0, "Largest rotation to either side, degrees.")
+    shear: float = option(0.0, "Largest lean of vertical lines to either side, degrees.")
+    translation: float = option(
+        0.0, "Largest shift along each axis, as a share of the side; mirrored beyond the edge."
+    )
     brightness: float = option(0.0, "Largest relative change of brightness, 0 to 1.")
     contrast: float = option(0.0, "Largest relative change of contrast, 0 to 1.")
+    gamma: float = option(
+        0.0, "Largest relative change of the exponent of grey values; 0.5: from 1/1.5 to 1.5."
+    )
+    blur: float = option(
+        0.0, "Largest standard deviation of a blur, in pixels of what the model sees."
+    )
+    noise: float = option(
+        0.0, "Largest standard deviation of Gaussian noise, as a share of the 255 grey values."
+    )
+    erasing: float = option(
+        0.0, "Probability that a rectangle, 0.02 to 0.2 of the image, is set to its mean."
+    )
 
     def __post_init__(self) -> None:
         check_ranges(
@@ -137,9 +154,16 @@ class PretrainAugmentation:
             min_crop_scale=(0.01, 1),
             max_crop_scale=(self.min_crop_scale, 4),
             horizontal_flip=(0, 1),
+            vertical_flip=(0, 1),
             rotation=(0, 180),
+            shear=(0, 45),
+            translation=(0, 1),
             brightness=(0, 1),
             contrast=(0, 1),
+            gamma=(0, 4),
+            blur=(0, 10),
+            noise=(0, 1),
+            erasing=(0, 1),
         )
 
 
@@ -152,6 +176,19 @@ class FinetuneAugmentation(PretrainAugmentation):
     rotation: float = option(10.0, "Largest rotation to either side, degrees.")
     brightness: float = option(0.1, "Largest relative change of brightness, 0 to 1.")
     contrast: float = option(0.2, "Largest relative change of contrast, 0 to 1.")
+    mixup_alpha: float = option(
+        0.0, "Mix images and labels with weights from Beta(alpha, alpha), such as 0.2; 0: off."
+    )
+    cutmix_alpha: float = option(
+        0.0, "Replace a box by that of another image, its area from Beta(alpha, alpha); 0: off."
+    )
+    mix_probability: float = option(
+        1.0, "Share of the images that are mixed, where mixup or cutmix is on."
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_ranges(self, mixup_alpha=(0, 100), cutmix_alpha=(0, 100), mix_probability=(0, 1))
 
 
 @dataclass

@@ -12,17 +12,14 @@ import yaml
 from accelerate import Accelerator
 
 from ..configuration_sssd import SSSDConfig
-from ..data.augment import NUM_UNIFORMS, Augmentation, augment
 from ..evaluation.metrics import to_json
-from ..modeling_sssd import sample_uniform
 from ..training.averaging import WeightAverage
 from ..training.checkpoints import Checkpoints, gather
-from ..training.feeds import Draw, ImageFeed
+from ..training.feeds import ImageFeed
 from ..training.loop import Log, LoopSettings, Stage, train
 from ..training.optimization import cosine_with_warmup, parameter_groups
-from ..training.seeding import image_seeds
-from .arguments import ModelArguments, PretrainAugmentation, TrainingArguments, as_dict
-from .common import Images, normalize, save_checkpoint, versions, write_json
+from .arguments import ModelArguments, TrainingArguments, as_dict
+from .common import Images, save_checkpoint, versions, write_json
 
 logger = logging.getLogger("sssd_hf")
 
@@ -80,34 +77,6 @@ def warmup_steps(training: TrainingArguments, settings: LoopSettings, per_epoch:
     if training.num_warmup_epochs is not None:
         return round(training.num_warmup_epochs * per_epoch)
     return round(training.warmup_ratio * settings.total_steps)
-
-
-def augmentation_of(arguments: PretrainAugmentation) -> Augmentation:
-    return Augmentation(
-        min_scale=arguments.min_crop_scale,
-        max_scale=arguments.max_crop_scale,
-        flip=arguments.horizontal_flip,
-        rotation=arguments.rotation,
-        brightness=arguments.brightness,
-        contrast=arguments.contrast,
-    )
-
-
-def augmented_batch(
-    images: Images,
-    draw: Draw,
-    seed: int,
-    augmentation: Augmentation,
-    statistics: tuple[list[float], list[float]],
-) -> dict[str, torch.Tensor]:
-    """Normalised, augmented images and the seeds from which the model draws what is random."""
-    rows = images.rows[draw.index]
-    uniform = sample_uniform(image_seeds(seed, draw.epoch, rows, "augment"), 0, NUM_UNIFORMS)
-    pixels = augment(images.large[draw.index], images.pixels.shape[2:], uniform, augmentation)
-    return {
-        "pixel_values": normalize(pixels, *statistics),
-        "sample_seeds": image_seeds(seed, draw.epoch, rows, "model"),
-    }
 
 
 class EarlyStopping:
