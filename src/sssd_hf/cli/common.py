@@ -5,7 +5,6 @@ import logging
 import os
 import sys
 import time
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,8 @@ from transformers.utils import cached_file
 
 from ..configuration_sssd import SSSDConfig
 from ..conversion_sssd import grey_statistics
-from ..data.cache import decode
+from ..data.cache import Images, decode_once
+from ..data.preparation import Preparation
 from ..data.sources import column_texts, load_images
 from ..data.splits import check_splits, make_splits, read_splits, write_splits
 from ..hub.remote_code import save_with_code
@@ -69,7 +69,8 @@ def start(training: TrainingArguments) -> Accelerator:
     if not accelerator.is_main_process:
         logging.getLogger("sssd_hf").setLevel(logging.ERROR)  # each message once
     else:
-        for name in ("metrics.jsonl", "all_results.json"):  # the latter marks a finished run
+        # all_results.json marks a finished run
+        for name in ("metrics.jsonl", "all_results.json", "bad_files.csv"):
             (output / name).unlink(missing_ok=True)
         logger.info(
             f"{accelerator.num_processes} process(es) on {accelerator.device.type}, "
@@ -158,49 +159,53 @@ def choose_rows(rows: list[int], count: int | None, seed: int) -> list[int]:
     return [rows[i] for i in sorted(epoch_order(seed, 0, len(rows))[:count].tolist())]
 
 
-@dataclass
-class Images:
-    """Decoded images of one split.
-
-    Args:
-        rows: (images,) int64, their rows in the data set: what their randomness is drawn from.
-        pixels: (images, channels, height, width) uint8, at the size the model evaluates.
-        large: the same at the larger size that random crops are taken from, or None.
-        labels: (images,) int64, or None.
-    """
-
-    rows: torch.Tensor
-    pixels: torch.Tensor
-    large: torch.Tensor | None
-    labels: torch.Tensor | None
-
-    def __len__(self) -> int:
-        return len(self.rows)
+def working_size(size: tuple[int, int], cache_size: int | None) -> tuple[int, int]:
+    """(height, width) that random crops are taken from, in the proportions of the model's `size`;
+    `cache_size` is the shorter side. By default 1.25 times the model's: a crop of half the area
+    still shows 0.88 of the model's pixels."""
+    factor = 1.25 if cache_size is None else cache_size / min(size)
+    return round(size[0] * factor), round(size[1] * factor)
 
 
 def decode_split(
     dataset: Any,
     rows: list[int],
-    size: tuple[int, int],
-    num_channels: int,
+    preparation: Preparation,
+    data: DataArguments | None = None,
     accelerator: Accelerator | None = None,
-    large: bool = False,
+    title: str = "images",
+    output: Path | None = None,
 ) -> Images:
-    """Decode the images of `rows` once; `large` keeps them for random crops as well."""
+    """Decode the images of `rows` once, at one size. Images left out by --skip_bad_files are in
+    neither `rows` nor `labels` of the result; `output` is where bad_files.csv goes."""
     part = dataset.select(rows)
-    sizes = [size]
-    if large:  # a crop of half the area still shows 0.88 of the model's pixels
-        sizes.append((round(size[0] * 1.25), round(size[1] * 1.25)))
-    progress = accelerator is None or accelerator.is_main_process
-    tensors = decode(part["image"][:], sizes, num_channels, progress)
-    device = accelerator.device if accelerator else "cpu"
-    labels = torch.tensor(part["label"][:]).to(device) if "label" in part.column_names else None
-    return Images(
-        torch.tensor(rows).to(device),
-        tensors[0].to(device),
-        tensors[1].to(device) if large else None,
-        labels,
+    data = data or DataArguments()
+    main = accelerator is None or accelerator.is_main_process
+    images = decode_once(
+        part["image"],  # row by row, not [:]: images embedded in a table are not all in memory
+        preparation,
+        rows,
+        part["label"][:] if "label" in part.column_names else None,
+        cache=data.cache,
+        device=accelerator.device if accelerator else "cpu",
+        title=title,
+        names=part["file_name"],
+        skip_bad_files=data.skip_bad_files,
+        bad_files=output / "bad_files.csv" if output and main else None,
+        local_processes=int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
+        progress=main,
     )
+    if data.skip_bad_files and accelerator is not None and accelerator.num_processes > 1:
+        # a file that one process alone could not read would set their batches against each other
+        count = torch.full_like(images.rows[:1], len(images))
+        marks = accelerator.gather(torch.stack([count, images.rows.pow(2).sum()[None]], dim=1))
+        if (marks != marks[0]).any():
+            raise ValueError(
+                f"--skip_bad_files: the processes could read different numbers of {title} "
+                f"({', '.join(map(str, marks[:, 1].tolist()))}): start again, and if it stays so "
+                "remove the files named in bad_files.csv"
+            )
+    return images
 
 
 @lru_cache
@@ -220,7 +225,7 @@ def normalize(pixels: torch.Tensor, mean: list[float], std: list[float]) -> torc
 @torch.no_grad()
 def predict_probabilities(
     model: torch.nn.Module,
-    pixels: torch.Tensor,
+    images: Images,
     statistics: tuple[list[float], list[float]],
     batch_size: int,
     accelerator: Accelerator | None = None,
@@ -230,11 +235,11 @@ def predict_probabilities(
     processes = accelerator.num_processes if accelerator else 1
     rank = accelerator.process_index if accelerator else 0
     device = next(model.parameters()).device
-    result = torch.zeros(len(pixels), model.config.num_labels, device=device)
-    for i, rows in enumerate(torch.arange(len(pixels)).split(batch_size)):
+    result = torch.zeros(len(images), model.config.num_labels, device=device)
+    for i, index in enumerate(torch.arange(len(images)).split(batch_size)):
         if i % processes == rank:
-            images = normalize(pixels[rows].to(device), *statistics)
-            result[rows] = model(pixel_values=images).logits.float().softmax(-1)
+            pixel_values = normalize(images.batch(index, device), *statistics)
+            result[index] = model(pixel_values=pixel_values).logits.float().softmax(-1)
     if processes > 1:
         result = accelerator.reduce(result, "sum")
     return result.double().cpu().numpy()

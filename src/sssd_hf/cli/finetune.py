@@ -7,12 +7,14 @@ all_results.json into --output_dir.
 """
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..configuration_sssd import SSSDConfig
+from ..data.preparation import Preparation
 from ..data.sources import require_labels
 from ..evaluation.metrics import classification_metrics
 from ..modeling_sssd import SSSDForImageClassification
@@ -112,11 +114,21 @@ def main(argv: list[str] | None = None) -> int:
         common.save_run(output, "finetune", arguments, dataset, splits, data_arguments)
         counts = ", ".join(f"{part} {len(part_rows)}" for part, part_rows in splits.items())
         logger.info(f"fine-tuning for {len(names)} classes ({', '.join(names)}); images: {counts}")
-    images = common.decode_split(dataset, rows, size, config.num_channels, accelerator, large=True)
+    preparation = Preparation(size, config.num_channels)
+    working = replace(preparation, size=common.working_size(size, data_arguments.cache_size))
+    images = common.decode_split(
+        dataset, rows, working, data_arguments, accelerator, "training images", output
+    )
     validation = None
     if splits["validation"]:
         validation = common.decode_split(
-            dataset, splits["validation"], size, config.num_channels, accelerator
+            dataset,
+            splits["validation"],
+            preparation,
+            data_arguments,
+            accelerator,
+            "validation images",
+            output,
         )
     elif training.metric_for_best_model != "last":
         logger.warning("no validation split: the last checkpoint is kept")
@@ -137,7 +149,7 @@ def main(argv: list[str] | None = None) -> int:
     class_weights = class_weights.to(accelerator.device)
 
     def make_batch(index: torch.Tensor, epoch: int) -> dict[str, torch.Tensor]:
-        batch = augmented_batch(images, index, epoch, training.seed, augmentation, statistics)
+        batch = augmented_batch(images, index, epoch, training.seed, augmentation, statistics, size)
         return {**batch, "labels": images.labels[index.to(images.labels.device)]}
 
     best = BestCheckpoint(training.metric_for_best_model)
@@ -147,7 +159,7 @@ def main(argv: list[str] | None = None) -> int:
             return {}
         probabilities = common.predict_probabilities(
             plain,
-            validation.pixels,
+            validation,
             statistics,
             training.per_device_eval_batch_size,
             accelerator,

@@ -6,12 +6,15 @@ splits.json, pretrain_recipe.yaml and all_results.json into --output_dir.
 """
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..configuration_sssd import DISTILLATION_PRESETS, SSSDConfig
+from ..data.cache import Images
+from ..data.preparation import Preparation
 from ..modeling_sssd import SSSDForPreTraining
 from ..training.loop import Log, Stage, train
 from ..training.seeding import image_seeds
@@ -48,7 +51,7 @@ def build_model(model: ModelArguments, losses: DistillationArguments) -> SSSDFor
 @torch.no_grad()
 def held_out_losses(
     model: SSSDForPreTraining,
-    images: common.Images,
+    images: Images,
     statistics: tuple[list[float], list[float]],
     batch_size: int,
     accelerator: Any = None,
@@ -61,9 +64,8 @@ def held_out_losses(
     for i, index in enumerate(torch.arange(len(images)).split(batch_size)):
         if i % processes != rank:
             continue
-        index = index.to(images.rows.device)
-        pixel_values = common.normalize(images.pixels[index], *statistics)
-        seeds = image_seeds(0, 0, images.rows[index], "evaluate")
+        pixel_values = common.normalize(images.batch(index, sums.device), *statistics)
+        seeds = image_seeds(0, 0, images.rows[index.to(sums.device)], "evaluate")
         output = model(pixel_values, sample_seeds=seeds)
         target = model.patchify(pixel_values)
         flat = target.mean(-1, keepdim=True).expand_as(target)  # predicts each patch's mean
@@ -90,7 +92,7 @@ def held_out_losses(
 @torch.no_grad()
 def write_reconstructions(
     model: SSSDForPreTraining,
-    images: common.Images,
+    images: Images,
     statistics: tuple[list[float], list[float]],
     path: Path,
     count: int = 4,
@@ -101,7 +103,7 @@ def write_reconstructions(
 
     chosen = torch.linspace(0, len(images) - 1, min(count, len(images))).long()
     chosen = chosen.to(images.rows.device)
-    pixel_values = common.normalize(images.pixels[chosen], *statistics)
+    pixel_values = common.normalize(images.batch(chosen, chosen.device), *statistics)
     seeds = image_seeds(0, 0, images.rows[chosen], "evaluate")
     output = model(pixel_values, sample_seeds=seeds)
     target, predicted = model.patchify(pixel_values), output.logits.float()
@@ -149,11 +151,21 @@ def main(argv: list[str] | None = None) -> int:
             f"pretraining on {len(rows)} images, {len(splits['validation'])} held out; "
             f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters"
         )
-    images = common.decode_split(dataset, rows, size, config.num_channels, accelerator, large=True)
+    preparation = Preparation(size, config.num_channels)
+    working = replace(preparation, size=common.working_size(size, data_arguments.cache_size))
+    images = common.decode_split(
+        dataset, rows, working, data_arguments, accelerator, "training images", output
+    )
     held_out = None
     if splits["validation"]:
         held_out = common.decode_split(
-            dataset, splits["validation"], size, config.num_channels, accelerator
+            dataset,
+            splits["validation"],
+            preparation,
+            data_arguments,
+            accelerator,
+            "held-out images",
+            output,
         )
 
     settings = loop_settings(training, len(images), accelerator.num_processes)
@@ -187,7 +199,7 @@ def main(argv: list[str] | None = None) -> int:
 
     stage = Stage(
         make_batch=lambda index, epoch: augmented_batch(
-            images, index, epoch, training.seed, augmentation, statistics
+            images, index, epoch, training.seed, augmentation, statistics, size
         ),
         batch_weight=lambda batch: torch.full(
             (), float(len(batch["pixel_values"])), device=accelerator.device

@@ -11,13 +11,14 @@ from accelerate import Accelerator
 
 from ..configuration_sssd import SSSDConfig
 from ..data.augment import NUM_UNIFORMS, Augmentation, augment
+from ..data.cache import Images
 from ..evaluation.metrics import to_json
 from ..modeling_sssd import sample_uniform
 from ..training.loop import Log, LoopSettings, steps_per_epoch
 from ..training.optimization import cosine_with_warmup, parameter_groups
 from ..training.seeding import image_seeds
 from .arguments import ModelArguments, PretrainAugmentation, TrainingArguments
-from .common import Images, normalize, save_checkpoint, versions, write_json
+from .common import normalize, save_checkpoint, versions, write_json
 
 logger = logging.getLogger("sssd_hf")
 
@@ -84,12 +85,14 @@ def augmented_batch(
     seed: int,
     augmentation: Augmentation,
     statistics: tuple[list[float], list[float]],
+    size: tuple[int, int],
 ) -> dict[str, torch.Tensor]:
-    """Normalised, augmented images and the seeds from which the model draws what is random."""
-    index = index.to(images.rows.device)
-    rows = images.rows[index]
+    """Normalised, augmented images of `size` and the seeds from which the model draws what is
+    random."""
+    device = images.rows.device
+    rows = images.rows[index.to(device)]
     uniform = sample_uniform(image_seeds(seed, epoch, rows, "augment"), 0, NUM_UNIFORMS)
-    pixels = augment(images.large[index], images.pixels.shape[2:], uniform, augmentation)
+    pixels = augment(images.batch(index, device), size, uniform, augmentation)
     return {
         "pixel_values": normalize(pixels, *statistics),
         "sample_seeds": image_seeds(seed, epoch, rows, "model"),
