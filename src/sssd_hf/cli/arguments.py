@@ -83,9 +83,22 @@ class DataArguments:
         "Leave out images that can't be read, instead of stopping; bad_files.csv names them, and "
         "splits.json still does.",
     )
+    streaming: bool = option(
+        False,
+        "Read --dataset_name, or shards in --data_dir (WebDataset *.tar, or Parquet files with "
+        "images inside), as a stream: for sets that fit no disk.",
+    )
+    shuffle_buffer_size: int = option(
+        1000, "Images of a stream that are read ahead and shuffled among each other."
+    )
 
     def __post_init__(self) -> None:
-        check_ranges(self, max_train_samples=(1, None), cache_size=(8, None))
+        check_ranges(
+            self,
+            max_train_samples=(1, None),
+            cache_size=(8, None),
+            shuffle_buffer_size=(1, None),
+        )
 
 
 @dataclass

@@ -26,6 +26,7 @@ from ..data.cache import Images, decode_once
 from ..data.preparation import Preparation
 from ..data.sources import column_texts, load_images
 from ..data.splits import check_splits, make_splits, read_splits, write_splits
+from ..data.streams import ImageStream, open_stream
 from ..hub.remote_code import save_with_code
 from ..training.seeding import epoch_order
 from .arguments import DataArguments, TrainingArguments, as_dict
@@ -90,6 +91,8 @@ def check_checkpoint(name: str | None) -> None:
 
 def load_data(data: DataArguments) -> Any:
     """The `datasets.Dataset` that the data options name."""
+    if data.streaming:
+        raise ValueError("--streaming: this script needs all images at hand; leave it out.")
     return load_images(
         data.data_dir,
         data.dataset_name,
@@ -99,6 +102,31 @@ def load_data(data: DataArguments) -> Any:
         group_column_name=data.group_column_name,
         dataset_revision=data.dataset_revision,
         cache_dir=data.cache_dir,
+    )
+
+
+def load_stream(
+    data: DataArguments, preparation: Preparation, seed: int, accelerator: Accelerator
+) -> ImageStream:
+    """This process's share of the stream that the data options name."""
+    dataset = open_stream(
+        data.data_dir,
+        data.dataset_name,
+        dataset_config_name=data.dataset_config_name,
+        dataset_revision=data.dataset_revision,
+        cache_dir=data.cache_dir,
+        split=data.train_split,
+        image_column_name=data.image_column_name,
+        label_column_name=data.label_column_name or None,
+    )
+    return ImageStream(
+        dataset,
+        preparation,
+        seed=seed,
+        buffer_size=data.shuffle_buffer_size,
+        rank=accelerator.process_index,
+        world=accelerator.num_processes,
+        skip_bad_files=data.skip_bad_files,
     )
 
 
