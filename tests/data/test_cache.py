@@ -411,6 +411,42 @@ def test_an_interrupted_writer_cleans_up(files, home, monkeypatch):
     assert grey_values(decode(files, cache="disk")) == GREY
 
 
+@pytest.mark.parametrize("renames", [0, 1, 2])
+def test_stopped_between_any_two_renames(renames, files, home, monkeypatch):
+    """New pixels beside the old manifest are not taken for what the manifest describes."""
+    decode(files, cache="disk")
+    Image.new("L", (9, 7), 99).save(files[0])
+    replace = os.replace
+    done = []
+
+    def stop(source, target):
+        if len(done) == renames:
+            raise KeyboardInterrupt
+        done.append(target)
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", stop)
+        if renames < 2:
+            with pytest.raises(KeyboardInterrupt):
+                decode(files, cache="disk")
+        else:
+            decode(files, cache="disk")
+    assert len(done) == renames
+    assert grey_values(decode(files, cache="disk")) == [99, *GREY[1:]]
+    Image.new("L", (9, 7), 98).save(files[0])
+    assert grey_values(decode(files, cache="disk")) == [98, *GREY[1:]]
+
+
+def test_a_file_system_without_locks(files, monkeypatch, caplog):
+    def none(*args, **kwargs):
+        raise NotImplementedError
+
+    monkeypatch.setattr("filelock.FileLock.acquire", none)
+    assert grey_values(decode(files, cache="disk")) == GREY
+    assert "has no locks" in caplog.text
+
+
 # ---- bad files
 
 

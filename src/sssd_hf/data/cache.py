@@ -119,53 +119,39 @@ def decode_once(
         ValueError: images can't be read; all of them are named in `bad_files`.
         OSError: the pixels fit neither the disk nor half of the free memory.
     """
-    shape = _image_shape(preparation)
-    need = len(sources) * int(np.prod(shape))
+    split = _Split(sources, preparation, title, names, skip_bad_files, bad_files, progress)
+    need = len(sources) * int(np.prod(_image_shape(preparation)))
     mark = fingerprint(sources, preparation) if cache in ("auto", "disk") else None
     free = free_memory() / local_processes
     place, why = _choose(cache, need, torch.device(device), free)
-    keep = cache == "disk" or place == "disk"
+    keep = place == "disk"
     keep |= cache == "auto" and max(need, mark.encoded_bytes) > WORTH_KEEPING
     folder = store_folder(mark.name) if keep else None
-    size = f"{len(sources)} of {' x '.join(map(str, shape))}, {_megabytes(need)}"
+    size = f"{len(sources)} of {' x '.join(map(str, _image_shape(preparation)))}, {_bytes(need)}"
     kept_where = f"kept in {folder} (delete it to free the space)" if keep else "not kept on disk"
     logger.info(f"{title}: {size}; --cache {cache}: {place} ({why}), {kept_where}")
-
-    def decoded() -> Iterator[tuple[int, np.ndarray | ImageError]]:
-        items = decode_all(sources, preparation)
-        options = {"desc": f"decode {title}", "unit": "img", "delay": 1, "disable": not progress}
-        yield from tqdm(items, total=len(sources), **options)
-
-    def report(bad: dict[int, str]) -> None:
-        _report(bad, sources, names, title, skip_bad_files, bad_files)
 
     pixels, bad = None, {}
     if keep:
         try:
-            pixels, bad = _through_store(
-                folder, mark.content, sources, preparation, need, decoded, report, skip_bad_files
-            )
+            pixels, bad = _through_store(split, folder, mark.content)
+            if place != "disk":
+                pixels = pixels.clone() if place == "memory" else pixels.to(device)
         except OSError as error:
             if place == "disk" and need > MEMORY_SHARE * free:
                 raise OSError(
-                    f"{title}: the decoded images ({_megabytes(need)}) can't be kept in {folder} "
-                    f"({error}) and do not fit into half of the {_megabytes(free)} of free memory: "
+                    f"{title}: the decoded images ({_bytes(need)}) can't be kept in {folder} "
+                    f"({error}) and do not fit into half of the {_bytes(free)} of free memory: "
                     "free some disk space, point HF_HOME to a larger disk, lower --cache_size, or "
                     "decode at each access by --cache none"
                 ) from error
             place = "memory" if place == "disk" else place
             logger.warning(f"can't write {folder} ({error}): {title} are decoded into {place} only")
     if pixels is None and place != "none":
-        target = torch.device(device if place == "device" else "cpu")
-        pixels, bad = _into_memory(decoded(), (len(sources), *shape), target)
-        report(bad)
+        pixels, bad = _into_memory(split, device if place == "device" else "cpu")
     elif place == "none" and skip_bad_files:  # which ones are bad shows only when all are decoded
-        bad = {i: str(result) for i, result in decoded() if isinstance(result, ImageError)}
-        report(bad)
-    elif place == "memory":
-        pixels = pixels.clone()
-    elif place == "device":
-        pixels = pixels.to(device)
+        bad = {i: str(result) for i, result in split.decode() if isinstance(result, ImageError)}
+        split.report(bad)
     kept = torch.tensor([i for i in range(len(sources)) if i not in bad], dtype=torch.int64)
     return Images(
         torch.tensor(rows, dtype=torch.int64)[kept].to(device),
@@ -175,19 +161,69 @@ def decode_once(
     )
 
 
-def _through_store(folder, content, sources, preparation, need, decoded, report, skip_bad_files):
-    """The pixels mapped from the store, which is written first where it is not there."""
-    shape = _image_shape(preparation)
+@dataclass
+class _Split:
+    """What decoding and its complaints need to know; see `decode_once`."""
+
+    sources: Sequence[Source]
+    preparation: Preparation
+    title: str
+    names: Sequence[str] | None
+    skip_bad_files: bool
+    bad_files: Path | None
+    progress: bool
+
+    def decode(self) -> Iterator[tuple[int, np.ndarray | ImageError]]:
+        """(index, pixels or what is wrong) in order, under a progress bar."""
+        items = decode_all(self.sources, self.preparation)
+        title, hidden = f"decode {self.title}", not self.progress
+        yield from tqdm(items, title, len(self.sources), unit="img", delay=1, disable=hidden)
+
+    def report(self, bad: dict[int, str]) -> None:
+        """List unreadable images in the table, then warn of them or raise ValueError."""
+        if not bad:
+            return
+        if self.bad_files is not None:
+            _write_bad_files(self.bad_files, {self._name(i): reason for i, reason in bad.items()})
+        reasons = [bad[i] for i in sorted(bad)]
+        shown = "\n  ".join(reasons[:5] + ["..."] * (len(reasons) > 5))
+        listed = f"; all are listed in {self.bad_files}" if self.bad_files is not None else ""
+        message = (
+            f"{self.title}: {len(bad)} of {len(self.sources)} images can't be read{listed}:\n"
+            f"  {shown}\n"
+        )
+        if len(bad) == len(self.sources):
+            raise ValueError(f"{message}None is left: check --data_dir or --dataset_name.")
+        if not self.skip_bad_files:
+            raise ValueError(
+                f"{message}Repair or remove these files (and their rows in metadata.csv), or leave "
+                "them out by --skip_bad_files, then start again."
+            )
+        logger.warning(
+            f"{message}They are left out (--skip_bad_files); splits.json still names them."
+        )
+
+    def _name(self, index: int) -> str:
+        source = self.sources[index] if self.names is None else self.names[index]
+        if isinstance(source, dict):
+            source = source.get("path")
+        return str(index) if isinstance(source, bytes) or not source else os.fspath(source)
+
+
+def _through_store(split: _Split, folder: Path, content: str):
+    """(pixels mapped from the store, which is written first where it is not there; {index: what is
+    wrong})"""
+    sources, shape = split.sources, _image_shape(split.preparation)
 
     def usable(warn):
-        found = read_store(folder, content, len(sources), shape, warn=warn)
+        found = read_store(folder, content, len(sources), shape, split.progress, warn)
         if found and found[1]:
             # a file may have failed for the moment (a lost network drive): then it is read again
-            again = decode_all([sources[i] for i in found[1]], preparation)
+            again = decode_all([sources[i] for i in found[1]], split.preparation)
             if any(not isinstance(result, ImageError) for _, result in again):
                 logger.warning("images that could not be read before now can: decoding again")
                 return None
-            report(found[1])
+            split.report(found[1])
         return found
 
     found = usable(warn=True)
@@ -195,25 +231,29 @@ def _through_store(folder, content, sources, preparation, need, decoded, report,
         with locked(folder):
             found = usable(warn=False)  # written by another process in the meantime
             if found is None:
-                _require_space(folder, need)
-                report(write_store(folder, content, shape, decoded(), skip_bad_files))
-                found = read_store(folder, content, len(sources), shape)
+                _require_space(folder, len(sources) * int(np.prod(shape)))
+                split.report(
+                    write_store(folder, content, shape, split.decode(), split.skip_bad_files)
+                )
+                found = read_store(folder, content, len(sources), shape, split.progress)
                 if found is None:
                     raise OSError(f"{folder} does not give back what was written to it")
     return found
 
 
-def _into_memory(items, shape, device):
-    """(pixels of the readable images, {index: reason})"""
+def _into_memory(split: _Split, device: torch.device | str):
+    """(pixels of the readable images, {index: what is wrong})"""
+    shape = (len(split.sources), *_image_shape(split.preparation))
     pixels = torch.empty(shape, dtype=torch.uint8, device=device)
     bad: dict[int, str] = {}
     count = 0
-    for index, result in items:
+    for index, result in split.decode():
         if isinstance(result, ImageError):
             bad[index] = str(result)
         else:
             pixels[count] = torch.from_numpy(result)
             count += 1
+    split.report(bad)
     return pixels[:count], bad
 
 
@@ -227,10 +267,10 @@ def _choose(cache, need, device, free) -> tuple[str, str]:
     if gpu:
         on_device = torch.cuda.mem_get_info(device)[0]
         if need < DEVICE_SHARE * on_device:
-            return "device", f"less than a quarter of its free {_megabytes(on_device)}"
+            return "device", f"less than a quarter of its free {_bytes(on_device)}"
     if need < MEMORY_SHARE * free:
-        return "memory", f"less than half of the free {_megabytes(free)} a process"
-    return "disk", f"more than half of the free {_megabytes(free)} of memory a process"
+        return "memory", f"less than half of the free {_bytes(free)} a process"
+    return "disk", f"more than half of the free {_bytes(free)} of memory a process"
 
 
 def free_memory() -> int:
@@ -260,34 +300,7 @@ def _require_space(folder, need):
 
     free = shutil.disk_usage(folder).free
     if need > free:
-        raise OSError(errno.ENOSPC, f"{_megabytes(need)} needed, {_megabytes(free)} free")
-
-
-def _report(bad, sources, names, title, skip, path):
-    """Write `path`, then raise or warn."""
-    if not bad:
-        return
-    if path is not None:
-        _write_bad_files(path, {_name(sources, names, i): reason for i, reason in bad.items()})
-    reasons = [bad[i] for i in sorted(bad)]
-    shown = "\n  ".join(reasons[:5] + ["..."] * (len(reasons) > 5))
-    listed = f"; all are listed in {path}" if path is not None else ""
-    message = f"{title}: {len(bad)} of {len(sources)} images can't be read{listed}:\n  {shown}\n"
-    if len(bad) == len(sources):
-        raise ValueError(f"{message}None is left: check --data_dir or --dataset_name.")
-    if not skip:
-        raise ValueError(
-            f"{message}Repair or remove these files (and their rows in metadata.csv), or leave "
-            "them out by --skip_bad_files, then start again."
-        )
-    logger.warning(f"{message}They are left out (--skip_bad_files); splits.json still names them.")
-
-
-def _name(sources, names, index):
-    source = sources[index] if names is None else names[index]
-    if isinstance(source, dict):
-        source = source.get("path")
-    return str(index) if isinstance(source, bytes) or not source else os.fspath(source)
+        raise OSError(errno.ENOSPC, f"{_bytes(need)} needed, {_bytes(free)} free")
 
 
 def _write_bad_files(path, reasons):
@@ -309,5 +322,5 @@ def _image_shape(preparation):
     return preparation.num_channels, *preparation.size
 
 
-def _megabytes(size):
+def _bytes(size):
     return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"

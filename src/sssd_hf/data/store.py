@@ -41,7 +41,8 @@ class Fingerprint:
             release replaces the store instead of leaving it behind.
         content: hash of the size and modification time of each file (of the bytes where an image
             comes as bytes) and of the decoders' versions. No file is opened: whatever writes a
-            file in the ordinary way changes its time in nanoseconds, its size, or both.
+            file in the ordinary way changes its time in nanoseconds, its size, or both. (Other
+            content of the same size with the old time set back on it is not noticed.)
         encoded_bytes: sum over the images; what decoding them all would read.
     """
 
@@ -109,6 +110,8 @@ def locked(folder: Path):
     except filelock.Timeout:
         logger.info("another process decodes these images (%s), waiting for it", folder)
         lock.acquire()
+    except NotImplementedError as error:  # some network drives
+        raise OSError(f"{folder}: the file system has no locks ({error})") from error
     try:
         yield
     finally:
