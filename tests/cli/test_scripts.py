@@ -258,13 +258,13 @@ def test_pretraining_without_labels_leaves_finetuning_a_test_split(tmp_path, cla
 @pytest.mark.parametrize("script", [pretrain, finetune])
 def test_test_images_are_never_decoded(tmp_path, monkeypatch, class_folders, runs, script):
     decoded = []
-    decode = common.decode
+    decode_once = common.decode_once
 
     def spy(sources, *args, **kwargs):
         decoded.extend(source["path"] for source in sources)
-        return decode(sources, *args, **kwargs)
+        return decode_once(sources, *args, **kwargs)
 
-    monkeypatch.setattr(common, "decode", spy)
+    monkeypatch.setattr(common, "decode_once", spy)
     argv = ["--data_dir", str(class_folders), *TRAINING, "--max_train_steps", "1"]
     argv += ["--model_name_or_path", str(runs / "pretrained")]
     script.main([*argv, "--output_dir", str(tmp_path / "out")])

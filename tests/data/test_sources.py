@@ -310,6 +310,48 @@ def test_columns_of_mixed_kinds(tmp_path):
     refused("column 'age' mixes kinds", tmp_path)
 
 
+# ---- a table alone
+
+
+@pytest.mark.parametrize("kind", TABLES)
+def test_a_table_of_paths_anywhere(kind, tmp_path):
+    make(tmp_path, "images/1.png", "images/2.png", "lists/own.png", "images/left out.png")
+    names = ["../images/1.png", str(tmp_path / "images/2.png"), "own.png"]
+    rows = [{"file_name": n, "diagnosis": d, "split": "train"} for n, d in zip(names, "aba")]
+    table = write_table(tmp_path / "lists", kind, rows).rename(tmp_path / f"lists/first.{kind}")
+    dataset = load_images(table, label_column_name="diagnosis", group_column_name="split")
+    assert labels_of(dataset) == dict(zip(names, "aba"))
+    assert dataset["split"][:] == ["train"] * 3
+    for row, value in zip(dataset, (0, 1, 2)):  # what `make` painted them with
+        assert os.path.isabs(row["image"]["path"])
+        assert load_image(row["image"], 1).getpixel((0, 0)) == value
+
+
+def test_the_column_of_paths(tmp_path):
+    make(tmp_path, "1.png", "2.png")
+    table = tmp_path / "t.csv"
+    table.write_text("image,scan\n1.png,2.png\n")
+    assert load_images(table)["file_name"][:] == ["1.png"]
+    assert load_images(table, image_column_name="scan")["file_name"][:] == ["2.png"]
+    table.write_text("image,file_name\n1.png,2.png\n")
+    dataset = load_images(table)
+    assert dataset["file_name"][:] == ["2.png"]
+    assert dataset["metadata_image"][:] == ["1.png"]
+    table.write_text("x\n1.png\n")
+    refused(r"no column 'image', columns found: x.*--image_column_name", table)
+    refused(r"no column 'y', columns found: x", table, image_column_name="y")
+    table.write_text("file_name\n1.png\ngone.png\n")
+    refused(r"t\.csv: 1 of 2 images are not there: 'gone\.png'", table)
+
+
+def test_a_table_in_its_folder_does_not_lead_out(tmp_path):
+    """A downloaded folder is not to choose files outside of it; a table that was named may."""
+    make(tmp_path, "outside.png", "data/1.png")
+    path = write_table(tmp_path / "data", "csv", [{"file_name": "../outside.png"}])
+    refused("must stay inside the folder", tmp_path / "data")
+    assert len(load_images(path)) == 1
+
+
 # ---- the Hub, as a local folder of parquet files
 
 

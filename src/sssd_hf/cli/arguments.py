@@ -33,13 +33,16 @@ class DataArguments:
     data_dir: str | None = option(
         None,
         "Folder of images: class folders, split folders of class folders, or any folders with a "
-        "metadata.csv (columns file_name, label, and whatever splits and groups need).",
+        "metadata.csv (columns file_name, label, and whatever splits and groups need). Or such a "
+        "table alone, .csv, .jsonl or .parquet, with paths from its folder or absolute ones.",
     )
     dataset_name: str | None = option(None, "Data set on the Hub, instead of --data_dir.")
     dataset_config_name: str | None = option(None, "Configuration of --dataset_name.")
     dataset_revision: str | None = option(None, "Branch, tag or commit of --dataset_name.")
     cache_dir: str | None = option(None, "Where downloads are kept (default: the Hub's cache).")
-    image_column_name: str = option("image", "Column of the images (Hub data sets).")
+    image_column_name: str = option(
+        "image", "Column of the images in a Hub data set, or of their paths in a table."
+    )
     label_column_name: str = option(
         "label", "Column of the labels; '' takes none (pretraining on folders that are no classes)."
     )
@@ -63,9 +66,39 @@ class DataArguments:
     max_train_samples: int | None = option(
         None, "Train on this many images only, drawn by chance (for a trial)."
     )
+    cache: str = option(
+        "auto",
+        "Where decoded images lie: on the device, in memory, on disk, or none (decoded at each "
+        "access); auto: the first of these with room. disk, and auto with more than 64 MB, keep "
+        "them for the next run in $HF_HOME/sssd_hf/decoded, which may be deleted.",
+        choices=["auto", "device", "memory", "disk", "none"],
+    )
+    cache_size: int | None = option(
+        None,
+        "Shorter side that training images are decoded at, for random crops to be taken from "
+        "(default: 1.25 times the model's). Evaluation always decodes at the model's size.",
+    )
+    skip_bad_files: bool = option(
+        False,
+        "Leave out images that can't be read, instead of stopping; bad_files.csv names them, and "
+        "splits.json still does.",
+    )
+    streaming: bool = option(
+        False,
+        "Read --dataset_name, or shards in --data_dir (WebDataset *.tar, or Parquet files with "
+        "images inside), as a stream: for sets that fit no disk.",
+    )
+    shuffle_buffer_size: int = option(
+        1000, "Images of a stream that are read ahead and shuffled among each other."
+    )
 
     def __post_init__(self) -> None:
-        check_ranges(self, max_train_samples=(1, None))
+        check_ranges(
+            self,
+            max_train_samples=(1, None),
+            cache_size=(8, None),
+            shuffle_buffer_size=(1, None),
+        )
 
 
 @dataclass

@@ -9,13 +9,13 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 import yaml
 from accelerate import Accelerator
 from accelerate.utils import set_seed
@@ -27,9 +27,11 @@ from transformers.utils import cached_file
 
 from ..configuration_sssd import SSSDConfig
 from ..conversion_sssd import grey_statistics
-from ..data.cache import decode
+from ..data.cache import Images, decode_once
+from ..data.preparation import Preparation
 from ..data.sources import column_texts, load_images
 from ..data.splits import check_splits, make_splits, read_splits, write_splits
+from ..data.streams import ImageStream, open_stream
 from ..hub.remote_code import save_with_code
 from ..training.seeding import epoch_order
 from ..training.signals import EXIT_STATUS, Interrupted
@@ -118,7 +120,8 @@ def start(training: TrainingArguments) -> Accelerator | None:
     accelerator.wait_for_everyone()  # before the main process changes what the others look at
     if accelerator.is_main_process:
         output.mkdir(parents=True, exist_ok=True)
-        (output / "all_results.json").unlink(missing_ok=True)  # it marks a finished run
+        for name in ("all_results.json", "bad_files.csv"):  # the former marks a finished run
+            (output / name).unlink(missing_ok=True)
         if not resume:
             (output / "metrics.jsonl").unlink(missing_ok=True)
             shutil.rmtree(folder, ignore_errors=True)
@@ -141,6 +144,8 @@ def check_checkpoint(name: str | None) -> None:
 
 def load_data(data: DataArguments) -> Any:
     """The `datasets.Dataset` that the data options name."""
+    if data.streaming:
+        raise ValueError("--streaming: this script needs all images at hand; leave it out.")
     return load_images(
         data.data_dir,
         data.dataset_name,
@@ -150,6 +155,31 @@ def load_data(data: DataArguments) -> Any:
         group_column_name=data.group_column_name,
         dataset_revision=data.dataset_revision,
         cache_dir=data.cache_dir,
+    )
+
+
+def load_stream(
+    data: DataArguments, preparation: Preparation, seed: int, accelerator: Accelerator
+) -> ImageStream:
+    """This process's share of the stream that the data options name."""
+    dataset = open_stream(
+        data.data_dir,
+        data.dataset_name,
+        dataset_config_name=data.dataset_config_name,
+        dataset_revision=data.dataset_revision,
+        cache_dir=data.cache_dir,
+        split=data.train_split,
+        image_column_name=data.image_column_name,
+        label_column_name=data.label_column_name or None,
+    )
+    return ImageStream(
+        dataset,
+        preparation,
+        seed=seed,
+        buffer_size=data.shuffle_buffer_size,
+        rank=accelerator.process_index,
+        world=accelerator.num_processes,
+        skip_bad_files=data.skip_bad_files,
     )
 
 
@@ -210,49 +240,54 @@ def choose_rows(rows: list[int], count: int | None, seed: int) -> list[int]:
     return [rows[i] for i in sorted(epoch_order(seed, 0, len(rows))[:count].tolist())]
 
 
-@dataclass
-class Images:
-    """Decoded images of one split.
-
-    Args:
-        rows: (images,) int64, their rows in the data set: what their randomness is drawn from.
-        pixels: (images, channels, height, width) uint8, at the size the model evaluates.
-        large: the same at the larger size that random crops are taken from, or None.
-        labels: (images,) int64, or None.
-    """
-
-    rows: torch.Tensor
-    pixels: torch.Tensor
-    large: torch.Tensor | None
-    labels: torch.Tensor | None
-
-    def __len__(self) -> int:
-        return len(self.rows)
+def working_size(size: tuple[int, int], cache_size: int | None) -> tuple[int, int]:
+    """(height, width) that random crops are taken from, in the proportions of the model's `size`;
+    `cache_size` is the shorter side. By default 1.25 times the model's: a crop of half the area
+    still shows 0.88 of the model's pixels."""
+    factor = 1.25 if cache_size is None else cache_size / min(size)
+    return round(size[0] * factor), round(size[1] * factor)
 
 
 def decode_split(
     dataset: Any,
     rows: list[int],
-    size: tuple[int, int],
-    num_channels: int,
+    preparation: Preparation,
+    data: DataArguments | None = None,
     accelerator: Accelerator | None = None,
-    large: bool = False,
+    title: str = "images",
+    output: Path | None = None,
 ) -> Images:
-    """Decode the images of `rows` once; `large` keeps them for random crops as well."""
+    """Decode the images of `rows` once, at one size. Images left out by --skip_bad_files are in
+    neither `rows` nor `labels` of the result; `output` is where bad_files.csv goes."""
     part = dataset.select(rows)
-    sizes = [size]
-    if large:  # a crop of half the area still shows 0.88 of the model's pixels
-        sizes.append((round(size[0] * 1.25), round(size[1] * 1.25)))
-    progress = accelerator is None or accelerator.is_main_process
-    tensors = decode(part["image"][:], sizes, num_channels, progress)
-    device = accelerator.device if accelerator else "cpu"
-    labels = torch.tensor(part["label"][:]).to(device) if "label" in part.column_names else None
-    return Images(
-        torch.tensor(rows).to(device),
-        tensors[0].to(device),
-        tensors[1].to(device) if large else None,
-        labels,
+    data = data or DataArguments()
+    main = accelerator is None or accelerator.is_main_process
+    sources = part["image"]  # read row by row: embedded images need not all be in memory
+    images = decode_once(
+        sources[:] if data.data_dir else sources,  # paths, and quicker so
+        preparation,
+        rows,
+        part["label"][:] if "label" in part.column_names else None,
+        cache=data.cache,
+        device=accelerator.device if accelerator else "cpu",
+        title=title,
+        names=part["file_name"],
+        skip_bad_files=data.skip_bad_files,
+        bad_files=output / "bad_files.csv" if output and main else None,
+        local_processes=int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
+        progress=main,
     )
+    if data.skip_bad_files and accelerator is not None and accelerator.num_processes > 1:
+        # a file that one process alone could not read would set their batches against each other
+        count = torch.full_like(images.rows[:1], len(images))
+        marks = accelerator.gather(torch.stack([count, images.rows.pow(2).sum()[None]], dim=1))
+        if (marks != marks[0]).any():
+            raise ValueError(
+                f"--skip_bad_files: the processes could read different numbers of {title} "
+                f"({', '.join(map(str, marks[:, 1].tolist()))}): start again, and if it stays so "
+                "remove the files named in bad_files.csv"
+            )
+    return images
 
 
 @lru_cache
@@ -286,17 +321,22 @@ def rank_batches(
 def map_images(
     function: Callable[[torch.Tensor], torch.Tensor],
     width: int,
-    pixels: torch.Tensor,
+    images: Images,
     statistics: tuple[list[float], list[float]],
     batch_size: int,
     device: torch.device,
     accelerator: Accelerator | None = None,
+    size: tuple[int, int] | None = None,
 ) -> np.ndarray:
     """(images, width) fp64: `function` of normalised images, with the evaluation transform; the
-    processes share the work and all get the whole."""
-    result = torch.zeros(len(pixels), width, device=device)
-    for index, real in rank_batches(len(pixels), batch_size, accelerator):
-        values = function(normalize(pixels[index].to(device), *statistics)).float()
+    processes share the work and all get the whole. Images of another size than `size` are resized
+    to it."""
+    result = torch.zeros(len(images), width, device=device)
+    for index, real in rank_batches(len(images), batch_size, accelerator):
+        pixels = images.batch(index, device)
+        if size not in (None, pixels.shape[2:]):
+            pixels = F.interpolate(pixels.float(), size, mode="bilinear", antialias=True)
+        values = function(normalize(pixels, *statistics)).float()
         if real:
             result[index] = values
     if accelerator and accelerator.num_processes > 1:
@@ -306,16 +346,16 @@ def map_images(
 
 def predict_probabilities(
     model: torch.nn.Module,
-    pixels: torch.Tensor,
+    images: Images,
     statistics: tuple[list[float], list[float]],
     batch_size: int,
     accelerator: Accelerator | None = None,
 ) -> np.ndarray:
     """(images, classes) fp64 probabilities; see `map_images`."""
     return map_images(
-        lambda images: model(pixel_values=images).logits.float().softmax(-1),
+        lambda pixel_values: model(pixel_values=pixel_values).logits.float().softmax(-1),
         model.config.num_labels,
-        pixels,
+        images,
         statistics,
         batch_size,
         next(model.parameters()).device,
@@ -325,20 +365,22 @@ def predict_probabilities(
 
 def patch_features(
     model: torch.nn.Module,
-    pixels: torch.Tensor,
+    images: Images,
     statistics: tuple[list[float], list[float]],
     batch_size: int,
     accelerator: Accelerator | None = None,
 ) -> np.ndarray:
     """(images, hidden_size) fp64: the mean of the encoder's patch tokens, all patches seen."""
+    grid, patch = model.config.grid_size, model.encoder.embeddings.patch
     return map_images(
-        lambda images: model.encoder(images).last_hidden_state[:, 1:].mean(1),
+        lambda pixel_values: model.encoder(pixel_values).last_hidden_state[:, 1:].mean(1),
         model.config.hidden_size,
-        pixels,
+        images,
         statistics,
         batch_size,
         next(model.parameters()).device,
         accelerator,
+        size=(grid[0] * patch[0], grid[1] * patch[1]),
     )
 
 

@@ -21,15 +21,20 @@ def headline(number: int, text: str) -> None:
 def score_thumbnails(data_dir: Path, finetuned: Path) -> dict[str, float]:
     """Ridge and nearest neighbour on 16 x 16 thumbnails: what no real method may fall below. They
     learn from training and validation images together."""
+    import torch
+
+    from ..data.preparation import Preparation
     from ..data.sources import load_images
     from ..data.splits import read_splits
     from ..evaluation.baselines import thumbnail_baselines
 
     dataset = load_images(data_dir)
     splits = read_splits(finetuned / "splits.json", dataset)
-    known = common.decode_split(dataset, splits["train"] + splits["validation"], (64, 64), 1)
-    test = common.decode_split(dataset, splits["test"], (64, 64), 1)
-    return thumbnail_baselines(known.pixels, known.labels, test.pixels, test.labels)
+    values = []
+    for rows in (splits["train"] + splits["validation"], splits["test"]):
+        images = common.decode_split(dataset, rows, Preparation((64, 64), 1))
+        values += [images.batch(torch.arange(len(images)), "cpu"), images.labels]
+    return thumbnail_baselines(*values)
 
 
 def classify_one(finetuned: Path, predictions: Path, data_dir: Path) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from ..data.preparation import Preparation
 from ..data.sources import require_labels
 from ..evaluation.intervals import bootstrap_intervals
 from ..evaluation.metrics import classification_metrics, to_json
@@ -62,10 +63,20 @@ def main(argv: list[str] | None = None) -> int:
         )
     warn_of_seen_images(Path(arguments.model_name_or_path) / "splits.json", dataset, rows)
     size = tuple(n * p for n, p in zip(model.config.grid_size, model.encoder.embeddings.patch))
-    test = common.decode_split(dataset, rows, size, model.config.num_channels)
+    output = Path(arguments.output_dir)
+    (output / "bad_files.csv").unlink(missing_ok=True)
+    test = common.decode_split(
+        dataset,
+        rows,
+        Preparation(size, model.config.num_channels),
+        data_arguments,
+        title="test images",
+        output=output,
+    )
+    rows = test.rows.tolist()  # without the files left out by --skip_bad_files
     statistics = common.read_statistics(arguments.model_name_or_path, model.config.num_channels)
     probabilities = common.predict_probabilities(
-        model, test.pixels, statistics, arguments.per_device_eval_batch_size
+        model, test, statistics, arguments.per_device_eval_batch_size
     )
     labels = torch.tensor([known.index(names[i]) for i in test.labels]).numpy()
     groups = common.groups_of(dataset, rows, data_arguments.group_column_name)
@@ -73,7 +84,6 @@ def main(argv: list[str] | None = None) -> int:
     intervals = bootstrap_intervals(
         labels, probabilities, groups, num_resamples=arguments.num_resamples, seed=arguments.seed
     )
-    output = Path(arguments.output_dir)
     output.mkdir(parents=True, exist_ok=True)
     part = dataset.select(rows)
     table = pd.DataFrame({"file_name": part["file_name"][:], "label": [known[i] for i in labels]})

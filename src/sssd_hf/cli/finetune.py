@@ -8,24 +8,25 @@ all_results.json into --output_dir.
 
 import logging
 from collections import Counter
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..configuration_sssd import SSSDConfig
+from ..data.preparation import Preparation
 from ..data.sources import require_labels
 from ..evaluation.metrics import classification_metrics
 from ..modeling_sssd import SSSDForImageClassification
 from ..training.checkpoints import gather, load_model
-from ..training.feeds import Draw
 from ..training.loop import Log, Stage
 from . import common
 from .arguments import ModelArguments, parse
+from .batches import Batches, augmentation_of, label_weights, mixing_of
 from .runs import (
     EarlyStopping,
-    augmentation_of,
-    augmented_batch,
     config_options,
     finish_run,
     fit,
@@ -166,33 +167,51 @@ def main(argv: list[str] | None = None) -> int:
         common.save_run(output, "finetune", arguments, dataset, splits, data_arguments)
         counts = ", ".join(f"{part} {len(part_rows)}" for part, part_rows in splits.items())
         logger.info(f"fine-tuning for {len(names)} classes ({', '.join(names)}); images: {counts}")
-    images = common.decode_split(dataset, rows, size, config.num_channels, accelerator, large=True)
+    preparation = Preparation(size, config.num_channels)
+    working = replace(preparation, size=common.working_size(size, data_arguments.cache_size))
+    images = common.decode_split(
+        dataset, rows, working, data_arguments, accelerator, "training images", output
+    )
     validation = None
     if splits["validation"]:
         validation = common.decode_split(
-            dataset, splits["validation"], size, config.num_channels, accelerator
+            dataset,
+            splits["validation"],
+            preparation,
+            data_arguments,
+            accelerator,
+            "validation images",
+            output,
         )
     elif training.metric_for_best_model != "last":
         logger.warning("no validation split: the last checkpoint is kept")
 
     feed = image_feed(training, accelerator, images, training.balanced_sampling)
     settings = loop_settings(training, feed.steps_per_epoch)
-    augmentation = augmentation_of(augmentation_arguments)
+    batches = Batches(
+        images,
+        size,
+        training.seed,
+        augmentation_of(augmentation_arguments),
+        statistics,
+        accelerator.device,
+    )
+    mixing = mixing_of(augmentation_arguments)
     class_weights = torch.tensor(config.class_weights or [1.0] * len(names), dtype=torch.float32)
     class_weights = class_weights.to(accelerator.device)
 
     best = BestCheckpoint(training.metric_for_best_model)
     stopping = EarlyStopping(training.early_stopping_patience)
 
-    def make_batch(draw: Draw) -> dict[str, torch.Tensor]:
-        batch = augmented_batch(images, draw, training.seed, augmentation, statistics)
-        return {**batch, "labels": images.labels[draw.index]}
+    make_batch = batches.augmented
+    if mixing:
+        make_batch = partial(batches.mixed, mixing=mixing, num_classes=len(names))
 
     def evaluate(step: int) -> dict[str, float]:
         if validation is None:
             return {}
         probabilities = common.predict_probabilities(
-            model, validation.pixels, statistics, training.per_device_eval_batch_size, accelerator
+            model, validation, statistics, training.per_device_eval_batch_size, accelerator
         )
         values = classification_metrics(validation.labels.cpu().numpy(), probabilities)
         metrics = {f"eval_{name}": value for name, value in values.items()}
@@ -210,7 +229,7 @@ def main(argv: list[str] | None = None) -> int:
 
     stage = Stage(
         make_batch=make_batch,
-        batch_weight=lambda batch: class_weights[batch["labels"]].sum(),
+        batch_weight=lambda batch: label_weights(batch["labels"], class_weights),
         log_values=lambda output: {},
         after_step=lambda step, sums: {},
         evaluate=evaluate,

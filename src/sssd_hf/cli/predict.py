@@ -15,8 +15,10 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from ..data.cache import to_pixels
-from ..data.images import IMAGE_SUFFIXES, load_image
+from ..data.cache import Images
+from ..data.images import IMAGE_SUFFIXES, ImageError
+from ..data.isolation import decode_all
+from ..data.preparation import Preparation
 from ..modeling_sssd import SSSDForImageClassification
 from . import common
 from .arguments import parse
@@ -82,23 +84,22 @@ class Writer:
 
 
 def readable_batches(
-    files: list[Path], size: tuple[int, int], channels: int, batch_size: int, failures: list[str]
-) -> Iterator[tuple[list[Path], torch.Tensor]]:
-    """(files, uint8 pixels) in batches; what can't be read goes to `failures` and the log."""
+    files: list[Path], preparation: Preparation, batch_size: int, failures: list[str]
+) -> Iterator[tuple[list[Path], Images]]:
+    """(files, their images) in batches; what can't be read goes to `failures` and the log."""
     names: list[Path] = []
     pixels: list[torch.Tensor] = []
-    for file in tqdm(files, desc="predict", unit="img", file=sys.stderr):
-        try:
-            pixels.append(to_pixels(load_image(file, channels), size))
-            names.append(file)
-        except ValueError as error:
-            failures.append(str(error))
-            logger.error(str(error))
-        if len(names) == batch_size:
-            yield names, torch.stack(pixels)
+    decoded = decode_all(files, preparation)
+    for i, result in tqdm(decoded, "predict", len(files), unit="img", file=sys.stderr):
+        if isinstance(result, ImageError):
+            failures.append(str(result))
+            logger.error(str(result))
+        else:
+            pixels.append(torch.from_numpy(result))
+            names.append(files[i])
+        if names and (len(names) == batch_size or i == len(files) - 1):
+            yield names, Images(torch.arange(len(names)), None, torch.stack(pixels))
             names, pixels = [], []
-    if names:
-        yield names, torch.stack(pixels)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -113,11 +114,10 @@ def main(argv: list[str] | None = None) -> int:
     names = [config.id2label[i] for i in range(config.num_labels)]
     writer = Writer(arguments.output_file, names)
     failures: list[str] = []
-    batches = readable_batches(
-        files, size, config.num_channels, arguments.per_device_eval_batch_size, failures
-    )
-    for batch_files, pixels in batches:
-        probabilities = common.predict_probabilities(model, pixels, statistics, len(pixels))
+    preparation = Preparation(size, config.num_channels)
+    batches = readable_batches(files, preparation, arguments.per_device_eval_batch_size, failures)
+    for batch_files, images in batches:
+        probabilities = common.predict_probabilities(model, images, statistics, len(images))
         for file, row in zip(batch_files, probabilities.tolist()):
             writer.write(file, row)
     logger.info(f"{len(files) - len(failures)} of {len(files)} files classified")

@@ -6,21 +6,23 @@ splits.json, pretrain_recipe.yaml and all_results.json into --output_dir.
 """
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..configuration_sssd import DISTILLATION_PRESETS, SSSDConfig
+from ..data.cache import Images
+from ..data.preparation import Preparation
 from ..modeling_sssd import SSSDForPreTraining
 from ..training.loop import Log, LoopSettings, Stage
 from ..training.seeding import image_seeds
 from . import common
 from .arguments import DistillationArguments, ModelArguments, PretrainTraining, parse
+from .batches import Batches, augmentation_of
 from .runs import (
     EarlyStopping,
-    augmentation_of,
-    augmented_batch,
     config_options,
     finish_run,
     fit,
@@ -51,7 +53,7 @@ def build_model(model: ModelArguments, losses: DistillationArguments) -> SSSDFor
 @torch.no_grad()
 def held_out_losses(
     model: SSSDForPreTraining,
-    images: common.Images,
+    images: Images,
     statistics: tuple[list[float], list[float]],
     batch_size: int,
     accelerator: Any = None,
@@ -60,9 +62,8 @@ def held_out_losses(
     a share of what predicting every patch's mean costs."""
     sums = torch.zeros(4, device=images.rows.device, dtype=torch.float64)
     for index, real in common.rank_batches(len(images), batch_size, accelerator):
-        index = index.to(images.rows.device)
-        pixel_values = common.normalize(images.pixels[index], *statistics)
-        seeds = image_seeds(0, 0, images.rows[index], "evaluate")
+        pixel_values = common.normalize(images.batch(index, sums.device), *statistics)
+        seeds = image_seeds(0, 0, images.rows[index.to(sums.device)], "evaluate")
         output = model(pixel_values, sample_seeds=seeds)
         target = model.patchify(pixel_values)
         flat = target.mean(-1, keepdim=True).expand_as(target)  # predicts each patch's mean
@@ -91,8 +92,8 @@ def probe_due(
     training: PretrainTraining,
     settings: LoopSettings,
     per_epoch: int,
-    images: common.Images,
-    held_out: common.Images,
+    images: Images,
+    held_out: Images,
 ) -> bool:
     """Whether this evaluation is the first after a multiple of --probe_epochs, or the last one, and
     the images have labels to probe for."""
@@ -107,8 +108,8 @@ def probe_due(
 
 def probe_features(
     model: SSSDForPreTraining,
-    images: common.Images,
-    held_out: common.Images,
+    images: Images,
+    held_out: Images,
     statistics: tuple[list[float], list[float]],
     batch_size: int,
     accelerator: Any,
@@ -119,11 +120,12 @@ def probe_features(
     from ..evaluation.probes import probe
 
     chosen = torch.arange(0, len(images), max(1, len(images) // limit))
+    train = images.select(chosen)
     features = [
-        common.patch_features(model, pixels, statistics, batch_size, accelerator)
-        for pixels in (images.pixels[chosen], held_out.pixels)
+        common.patch_features(model, part, statistics, batch_size, accelerator)
+        for part in (train, held_out)
     ]
-    labels = [part.cpu().numpy() for part in (images.labels[chosen], held_out.labels)]
+    labels = [part.labels.cpu().numpy() for part in (train, held_out)]
     found = probe(features[0], labels[0], features[1], labels[1])
     return {f"probe_{name}": value for name, value in found.items()}
 
@@ -154,7 +156,7 @@ class CollapseMonitor:
 @torch.no_grad()
 def write_reconstructions(
     model: SSSDForPreTraining,
-    images: common.Images,
+    images: Images,
     statistics: tuple[list[float], list[float]],
     path: Path,
     count: int = 4,
@@ -165,7 +167,7 @@ def write_reconstructions(
 
     chosen = torch.linspace(0, len(images) - 1, min(count, len(images))).long()
     chosen = chosen.to(images.rows.device)
-    pixel_values = common.normalize(images.pixels[chosen], *statistics)
+    pixel_values = common.normalize(images.batch(chosen, chosen.device), *statistics)
     seeds = image_seeds(0, 0, images.rows[chosen], "evaluate")
     output = model(pixel_values, sample_seeds=seeds)
     target, predicted = model.patchify(pixel_values), output.logits.float()
@@ -215,16 +217,33 @@ def main(argv: list[str] | None = None) -> int:
             f"pretraining on {len(rows)} images, {len(splits['validation'])} held out; "
             f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters"
         )
-    images = common.decode_split(dataset, rows, size, config.num_channels, accelerator, large=True)
+    preparation = Preparation(size, config.num_channels)
+    working = replace(preparation, size=common.working_size(size, data_arguments.cache_size))
+    images = common.decode_split(
+        dataset, rows, working, data_arguments, accelerator, "training images", output
+    )
     held_out = None
     if splits["validation"]:
         held_out = common.decode_split(
-            dataset, splits["validation"], size, config.num_channels, accelerator
+            dataset,
+            splits["validation"],
+            preparation,
+            data_arguments,
+            accelerator,
+            "held-out images",
+            output,
         )
 
     feed = image_feed(training, accelerator, images)
     settings = loop_settings(training, feed.steps_per_epoch)
-    augmentation = augmentation_of(augmentation_arguments)
+    batches = Batches(
+        images,
+        size,
+        training.seed,
+        augmentation_of(augmentation_arguments),
+        statistics,
+        accelerator.device,
+    )
     stopping = EarlyStopping(training.early_stopping_patience)
 
     def log_values(output: Any) -> dict[str, torch.Tensor]:
@@ -253,9 +272,7 @@ def main(argv: list[str] | None = None) -> int:
         return metrics
 
     stage = Stage(
-        make_batch=lambda draw: augmented_batch(
-            images, draw, training.seed, augmentation, statistics
-        ),
+        make_batch=batches.augmented,
         batch_weight=lambda batch: torch.full(
             (), float(len(batch["pixel_values"])), device=accelerator.device
         ),

@@ -12,6 +12,7 @@ import yaml
 from accelerate import Accelerator
 
 from ..configuration_sssd import SSSDConfig
+from ..data.cache import Images
 from ..evaluation.metrics import to_json
 from ..training.averaging import WeightAverage
 from ..training.checkpoints import Checkpoints, gather
@@ -19,7 +20,7 @@ from ..training.feeds import ImageFeed
 from ..training.loop import Log, LoopSettings, Stage, train
 from ..training.optimization import cosine_with_warmup, parameter_groups
 from .arguments import ModelArguments, TrainingArguments, as_dict
-from .common import Images, save_checkpoint, versions, write_json
+from .common import save_checkpoint, versions, write_json
 
 logger = logging.getLogger("sssd_hf")
 

@@ -16,11 +16,15 @@ from sssd_hf.data.images import IMAGE_SUFFIXES
 logger = logging.getLogger(__name__)
 
 METADATA_FILES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+TABLE_SUFFIXES = (".csv", ".jsonl", ".parquet")
 SPLIT_FOLDERS = ("train", "training", "validation", "val", "valid", "dev", "test", "testing")
 
 
-def read_folder(folder: Path, where: str) -> dict[str, list]:
+def read_folder(folder: Path, where: str, image_column: str = "image") -> dict[str, list]:
     """Columns of equal length: "image" (absolute path), "file_name" (relative) and more.
+
+    `folder` may also be a table alone, anywhere: then "file_name", or else `image_column`, holds
+    paths from the table's folder, which may lead out of it, or absolute ones.
 
     With a table they are the table's columns (a column "image" becomes "metadata_image");
     without one "label" is the class folder's name, "" for an image outside of any. "split" is the
@@ -29,16 +33,24 @@ def read_folder(folder: Path, where: str) -> dict[str, list]:
     Raises:
         ValueError: beginning with `where` or the table's path.
     """
-    if not folder.is_dir():
+    alone = folder.is_file() and folder.suffix.lower() in TABLE_SUFFIXES
+    if not folder.is_dir() and not alone:
         found = "is a file" if folder.exists() else "does not exist"
-        raise ValueError(f"{where}: {found}, expected a folder of images: check the path")
+        raise ValueError(
+            f"{where}: {found}, expected a folder of images or a table "
+            f"({', '.join(TABLE_SUFFIXES)}): check the path"
+        )
     tables = [folder / name for name in METADATA_FILES if (folder / name).is_file()]
+    tables = [folder] if alone else tables
     if len(tables) > 1:
         raise ValueError(
             f"{where}: found {', '.join(table.name for table in tables)}, expected one table: "
             "remove or rename the others"
         )
-    columns = read_table(tables[0]) if tables else {"file_name": walk_images(folder, where)}
+    if tables:
+        columns = read_table(tables[0], image_column if alone else None)
+    else:
+        columns = {"file_name": walk_images(folder, where)}
     files = columns["file_name"]
     parts = [PurePosixPath(file).parts for file in files]
     outside = [
@@ -59,7 +71,7 @@ def read_folder(folder: Path, where: str) -> dict[str, list]:
         columns["label"] = [p[class_depth] if len(p) > class_depth + 1 else "" for p in parts]
     if "image" in columns:
         columns["metadata_image"] = columns.pop("image")
-    root = os.path.abspath(folder)
+    root = os.path.abspath(folder.parent if alone else folder)
     return {"image": [os.path.join(root, file) for file in files], **columns}
 
 
@@ -104,22 +116,33 @@ def walk_images(folder: Path, where: str) -> list[str]:
     return sorted(files)
 
 
-def read_table(path: Path) -> dict[str, list]:
-    """The columns of a metadata file, "file_name" first, checked and in the form "a/b.png"."""
-    read = {".csv": _read_csv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}[path.suffix]
+def read_table(path: Path, image_column: str | None = None) -> dict[str, list]:
+    """The columns of a table, "file_name" first, checked and in the form "a/b.png".
+
+    Args:
+        image_column: for a table that the user named and did not come with its folder: paths may
+            lead anywhere, and this column holds them (the default, "image", only where there is no
+            "file_name"). None: "file_name" holds them, inside the table's folder.
+    """
+    suffix = path.suffix.lower()
+    read = {".csv": _read_csv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}[suffix]
     try:
         columns = read(path)
     except Exception as exc:  # pyarrow, csv and json each have their own
         raise ValueError(
-            f"{path}: cannot be read as {path.suffix[1:]} ({exc}): correct it or save it anew, "
-            "as UTF-8"
+            f"{path}: cannot be read as {suffix[1:]} ({exc}): correct it or save it anew, as UTF-8"
         ) from exc
-    if "file_name" not in columns:
+    named = image_column is not None and (image_column != "image" or "file_name" not in columns)
+    wanted = image_column if named else "file_name"
+    if wanted not in columns:
+        other = " or name another by --image_column_name" * named
         raise ValueError(
-            f"{path}: there is no column 'file_name', columns found: {', '.join(columns)}: add it, "
-            "with paths relative to the table's folder (a csv is separated by commas)"
+            f"{path}: there is no column {wanted!r}, columns found: {', '.join(columns)}: add it, "
+            f"with paths relative to the table's folder (a csv is separated by commas){other}"
         )
-    files = _checked_files(path, columns.pop("file_name"))
+    files = _checked_files(path, wanted, columns.pop(wanted), inside=image_column is None)
+    if "file_name" in columns:
+        columns["metadata_file_name"] = columns.pop("file_name")
     return {"file_name": files, **columns}
 
 
@@ -157,13 +180,14 @@ def _read_parquet(path):
     return pyarrow.parquet.ParquetFile(path).read().to_pydict()
 
 
-def _checked_files(path, files):
+def _checked_files(path, column, files, inside):
     if not files:
         raise ValueError(f"{path}: has no rows, expected one for each image: fill it in")
     empty = [i + 1 for i, file in enumerate(files) if not isinstance(file, str) or not file]
     if empty:
         raise ValueError(
-            f"{path}: 'file_name' is empty or no text in {examples(empty, 'row')}: fill it in"
+            f"{path}: {column!r} is empty or no text in {examples(empty, 'row')}: fill it in "
+            "(tables with images inside, instead of paths, are read by --dataset_name FOLDER)"
         )
     leaving = [
         file
@@ -172,9 +196,9 @@ def _checked_files(path, files):
         or PureWindowsPath(file).anchor
         or ".." in PureWindowsPath(file).parts  # these split at / as well as at \
     ]
-    if leaving:
+    if leaving and inside:
         raise ValueError(
-            f"{path}: 'file_name' must stay inside the folder (relative, without '..'), found "
+            f"{path}: {column!r} must stay inside the folder (relative, without '..'), found "
             f"{examples(leaving)}: move these images into the folder"
         )
     files = [PurePosixPath(file).as_posix() for file in files]

@@ -23,6 +23,7 @@ def load_images(
 
     A folder holds a table (`metadata.csv`, `.jsonl` or `.parquet` with a column `file_name`), or
     class folders (`<class>/**`), or split folders of these (`train/<class>/**`), or images alone.
+    A table alone may lie anywhere; its paths start at its folder, or are absolute.
     A csv is text throughout ("007" stays "007", "NA" is no gap); only an empty cell is missing.
 
     Columns: "image" (`datasets.Image(decode=False)`; for a folder the absolute path), "file_name"
@@ -32,9 +33,9 @@ def load_images(
     "label" with `label_column_name="diagnosis"`, is kept as "metadata_label".
 
     Args:
-        data_dir, dataset_name: a folder, or a data set on the Hub (or a local folder of parquet
-            files); exactly one of the two.
-        image_column_name: on the Hub only.
+        data_dir, dataset_name: a folder or table, or a data set on the Hub (or a local folder of
+            parquet files); exactly one of the two.
+        image_column_name: on the Hub, and in a table alone (of paths there).
         label_column_name: None takes no labels, say to pretrain on whatever the folders are named.
         group_column_name: only checked here: it must exist and have no empty cell.
 
@@ -49,7 +50,7 @@ def load_images(
         )
     if data_dir is not None:
         where = f"--data_dir {data_dir}"
-        dataset = _from_columns(read_folder(Path(data_dir), where), where)
+        dataset = _from_columns(read_folder(Path(data_dir), where, image_column_name), where)
     else:
         where = f"--dataset_name {dataset_name}"
         dataset = _from_hub(
