@@ -57,10 +57,11 @@ class Batches:
     statistics: tuple[list[float], list[float]]
     device: torch.device
 
-    def augmented(self, draw: Draw) -> dict[str, Any]:
+    def augmented(self, draw: Draw, with_labels: bool = True) -> dict[str, Any]:
         """Normalised, augmented images, the seeds from which the model draws what is random, and
-        labels where there are any."""
-        return self._batch(self._complete(draw))
+        labels."""
+        draw = self._complete(draw)
+        return {**self._batch(draw), **({"labels": draw.labels} if with_labels else {})}
 
     def mixed(self, draw: Draw, mixing: Mixing, num_classes: int) -> dict[str, Any]:
         """The same, each image mixed with another one (mixup, cutmix); the labels are (batch,
@@ -95,11 +96,10 @@ class Batches:
         seeds = image_seeds(self.seed, draw.epoch, draw.index, "augment")
         sample = partial(sample_uniform, seeds)
         pixels = augment(draw.pixels, self.size, sample, self.augmentation)
-        batch = {
+        return {
             "pixel_values": normalize(pixels, *self.statistics),
             "sample_seeds": image_seeds(self.seed, draw.epoch, draw.index, "model"),
         }
-        return batch if draw.labels is None else {**batch, "labels": draw.labels}
 
 
 def label_weights(labels: torch.Tensor, class_weights: torch.Tensor) -> torch.Tensor:

@@ -9,6 +9,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -159,9 +160,9 @@ def load_data(data: DataArguments) -> Any:
 
 
 def load_stream(
-    data: DataArguments, preparation: Preparation, seed: int, accelerator: Accelerator
+    data: DataArguments, preparation: Preparation, seed: int, accelerator: Accelerator | None
 ) -> ImageStream:
-    """This process's share of the stream that the data options name."""
+    """This process's share (without an accelerator: all) of the stream that the options name."""
     dataset = open_stream(
         data.data_dir,
         data.dataset_name,
@@ -177,10 +178,30 @@ def load_stream(
         preparation,
         seed=seed,
         buffer_size=data.shuffle_buffer_size,
-        rank=accelerator.process_index,
-        world=accelerator.num_processes,
+        rank=accelerator.process_index if accelerator else 0,
+        world=accelerator.num_processes if accelerator else 1,
         skip_bad_files=data.skip_bad_files,
     )
+
+
+def hold_out(data: DataArguments, preparation: Preparation, count: int = 1000) -> Images | None:
+    """The first `count` images of --validation_split, where a stream has one."""
+    if data.validation_split is None or data.data_dir is not None:
+        return None
+    alone = replace(data, train_split=data.validation_split, shuffle_buffer_size=1)
+    stream = load_stream(alone, preparation, 0, None)
+    batches = []
+    while sum(len(batch.positions) for batch in batches) < count:
+        batches.append(stream.read(1))
+        if batches[-1].epochs.any():  # the split has ended and begins anew
+            batches.pop()
+            break
+    stream.close()
+    labels = None
+    if batches[0].labels is not None:
+        labels = torch.cat([batch.labels for batch in batches])
+    positions = torch.cat([batch.positions for batch in batches])
+    return Images(positions, labels, torch.cat([batch.pixels for batch in batches]))
 
 
 def split_data(
@@ -448,12 +469,19 @@ def save_checkpoint(
 
 
 def save_run(
-    output: Path, script: str, arguments: tuple, dataset: Any, splits: dict, data: DataArguments
+    output: Path,
+    script: str,
+    arguments: tuple,
+    dataset: Any | None,
+    splits: dict,
+    data: DataArguments,
 ) -> None:
     """The resolved options as a recipe, and who is in which split."""
     (output / f"{script}_recipe.yaml").write_text(
         yaml.safe_dump({script: as_dict(*arguments)}, sort_keys=False)
     )
+    if dataset is None:  # a stream
+        return
     how = {"split_column": data.split_column, "group_column_name": data.group_column_name}
     write_splits(output / "splits.json", dataset, splits, how)
 

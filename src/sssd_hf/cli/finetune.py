@@ -8,7 +8,6 @@ all_results.json into --output_dir.
 
 import logging
 from collections import Counter
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,8 +29,9 @@ from .runs import (
     config_options,
     finish_run,
     fit,
-    image_feed,
     loop_settings,
+    names_of,
+    open_images,
     whole_model,
 )
 
@@ -168,25 +168,18 @@ def main(argv: list[str] | None = None) -> int:
         counts = ", ".join(f"{part} {len(part_rows)}" for part, part_rows in splits.items())
         logger.info(f"fine-tuning for {len(names)} classes ({', '.join(names)}); images: {counts}")
     preparation = Preparation(size, config.num_channels)
-    working = replace(preparation, size=common.working_size(size, data_arguments.cache_size))
-    images = common.decode_split(
-        dataset, rows, working, data_arguments, accelerator, "training images", output
+    images, validation, feed = open_images(
+        dataset,
+        splits,
+        rows,
+        preparation,
+        data_arguments,
+        training,
+        accelerator,
+        training.balanced_sampling,
     )
-    validation = None
-    if splits["validation"]:
-        validation = common.decode_split(
-            dataset,
-            splits["validation"],
-            preparation,
-            data_arguments,
-            accelerator,
-            "validation images",
-            output,
-        )
-    elif training.metric_for_best_model != "last":
+    if validation is None and training.metric_for_best_model != "last":
         logger.warning("no validation split: the last checkpoint is kept")
-
-    feed = image_feed(training, accelerator, images, training.balanced_sampling)
     settings = loop_settings(training, feed.steps_per_epoch)
     batches = Batches(
         images,
@@ -236,7 +229,7 @@ def main(argv: list[str] | None = None) -> int:
         finished=stopping.finished,
         state=state,
         load_state=load_state,
-        image_names=lambda index: dataset.select([rows[i] for i in index])["file_name"][:],
+        image_names=names_of(dataset, images),
     )
     log = Log(output / "metrics.jsonl" if accelerator.is_main_process else None)
     results = fit(
@@ -257,7 +250,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     model.eval()
     results = {
-        "num_train_images": len(images),
+        "num_train_images": feed.num_images,
         "chosen_by": training.metric_for_best_model if best.weights else "last",
         **best.record,
         **results,

@@ -6,7 +6,7 @@ splits.json, pretrain_recipe.yaml and all_results.json into --output_dir.
 """
 
 import logging
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,9 @@ from .runs import (
     config_options,
     finish_run,
     fit,
-    image_feed,
     loop_settings,
+    names_of,
+    open_images,
     whole_model,
 )
 
@@ -92,13 +93,13 @@ def probe_due(
     training: PretrainTraining,
     settings: LoopSettings,
     per_epoch: int,
-    images: Images,
+    images: Images | None,
     held_out: Images,
 ) -> bool:
     """Whether this evaluation is the first after a multiple of --probe_epochs, or the last one, and
     the images have labels to probe for."""
     every = round(training.probe_epochs * per_epoch)
-    if not every or images.labels is None or held_out.labels is None:
+    if not every or images is None or images.labels is None or held_out.labels is None:
         return False
     if len(images.labels.unique()) < 2:
         return False
@@ -199,12 +200,14 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     output = Path(training.output_dir)
     common.check_checkpoint(model_arguments.model_name_or_path)
-    dataset = common.load_data(data_arguments)
-    if "label" in dataset.column_names and len(set(dataset["label"][:])) < 2:
-        dataset = dataset.remove_columns("label")  # one folder of images is no class
-    own = None if training.overwrite_output_dir else training.output_dir
-    splits = common.split_data(dataset, data_arguments, training.seed, own)
-    rows = common.choose_rows(splits["train"], data_arguments.max_train_samples, training.seed)
+    dataset, splits, rows = None, {}, []
+    if not data_arguments.streaming:
+        dataset = common.load_data(data_arguments)
+        if "label" in dataset.column_names and len(set(dataset["label"][:])) < 2:
+            dataset = dataset.remove_columns("label")  # one folder of images is no class
+        own = None if training.overwrite_output_dir else training.output_dir
+        splits = common.split_data(dataset, data_arguments, training.seed, own)
+        rows = common.choose_rows(splits["train"], data_arguments.max_train_samples, training.seed)
     model = build_model(model_arguments, losses)
     config = model.config
     size = tuple(n * p for n, p in zip(config.grid_size, model.encoder.embeddings.patch))
@@ -214,27 +217,14 @@ def main(argv: list[str] | None = None) -> int:
     if accelerator.is_main_process:
         common.save_run(output, "pretrain", arguments, dataset, splits, data_arguments)
         logger.info(
-            f"pretraining on {len(rows)} images, {len(splits['validation'])} held out; "
+            f"pretraining on {len(rows) or 'a stream of'} images, "
+            f"{len(splits.get('validation', []))} held out; "
             f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters"
         )
     preparation = Preparation(size, config.num_channels)
-    working = replace(preparation, size=common.working_size(size, data_arguments.cache_size))
-    images = common.decode_split(
-        dataset, rows, working, data_arguments, accelerator, "training images", output
+    images, held_out, feed = open_images(
+        dataset, splits, rows, preparation, data_arguments, training, accelerator
     )
-    held_out = None
-    if splits["validation"]:
-        held_out = common.decode_split(
-            dataset,
-            splits["validation"],
-            preparation,
-            data_arguments,
-            accelerator,
-            "held-out images",
-            output,
-        )
-
-    feed = image_feed(training, accelerator, images)
     settings = loop_settings(training, feed.steps_per_epoch)
     batches = Batches(
         images,
@@ -272,7 +262,7 @@ def main(argv: list[str] | None = None) -> int:
         return metrics
 
     stage = Stage(
-        make_batch=batches.augmented,
+        make_batch=partial(batches.augmented, with_labels=False),
         batch_weight=lambda batch: torch.full(
             (), float(len(batch["pixel_values"])), device=accelerator.device
         ),
@@ -282,7 +272,7 @@ def main(argv: list[str] | None = None) -> int:
         finished=stopping.finished,
         state=lambda: ({}, stopping.state()),
         load_state=lambda tensors, values: stopping.load_state(values),
-        image_names=lambda index: dataset.select([rows[i] for i in index])["file_name"][:],
+        image_names=names_of(dataset, images),
     )
     model.update_teacher(0, settings.total_steps)
     log = Log(
@@ -295,6 +285,6 @@ def main(argv: list[str] | None = None) -> int:
     model.eval()
     if held_out is not None:
         write_reconstructions(model, held_out, statistics, output / "reconstructions.png")
-    results = {"num_train_images": len(images), **results}
+    results = {"num_train_images": feed.num_images, **results}
     finish_run(output, model, statistics, log, accelerator, results)
     return 0

@@ -3,6 +3,8 @@
 import logging
 import math
 import re
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,14 +15,23 @@ from accelerate import Accelerator
 
 from ..configuration_sssd import SSSDConfig
 from ..data.cache import Images
+from ..data.preparation import Preparation
 from ..evaluation.metrics import to_json
 from ..training.averaging import WeightAverage
 from ..training.checkpoints import Checkpoints, gather
-from ..training.feeds import ImageFeed
+from ..training.feeds import Ahead, ImageFeed, StreamFeed
 from ..training.loop import Log, LoopSettings, Stage, train
 from ..training.optimization import cosine_with_warmup, parameter_groups
-from .arguments import ModelArguments, TrainingArguments, as_dict
-from .common import save_checkpoint, versions, write_json
+from .arguments import DataArguments, ModelArguments, TrainingArguments, as_dict
+from .common import (
+    decode_split,
+    hold_out,
+    load_stream,
+    save_checkpoint,
+    versions,
+    working_size,
+    write_json,
+)
 
 logger = logging.getLogger("sssd_hf")
 
@@ -49,19 +60,52 @@ def peak_learning_rate(training: TrainingArguments, global_batch: int, default: 
     return default if training.learning_rate is None else training.learning_rate
 
 
-def image_feed(
-    training: TrainingArguments, accelerator: Accelerator, images: Images, balanced: bool = False
-) -> ImageFeed:
-    return ImageFeed(
-        len(images),
-        training.per_device_train_batch_size,
-        training.gradient_accumulation_steps,
-        accelerator.num_processes,
-        accelerator.process_index,
-        training.seed,
-        images.labels if balanced else None,
-        accelerator.device,
-    )
+def open_images(
+    dataset: Any | None,
+    splits: dict[str, list[int]],
+    rows: list[int],
+    preparation: Preparation,
+    data: DataArguments,
+    training: TrainingArguments,
+    accelerator: Accelerator,
+    balanced: bool = False,
+) -> tuple[Images | None, Images | None, ImageFeed | Ahead | StreamFeed]:
+    """(training images, held-out images, what a step learns from); without a `dataset` the options
+    name a stream, of which there are no training images at hand."""
+    working = replace(preparation, size=working_size(preparation.size, data.cache_size))
+    batch, parts = training.per_device_train_batch_size, training.gradient_accumulation_steps
+    processes, rank = accelerator.num_processes, accelerator.process_index
+    if dataset is None:
+        if training.max_train_steps is None:
+            raise ValueError("--streaming needs --max_train_steps: a stream's length is not known.")
+        stream = load_stream(data, working, training.seed, accelerator)
+        logger.info(
+            "a stream: an image's randomness is drawn from its position in the stream, which "
+            "depends on the number of processes; mixup stays within a process's batch"
+        )
+        feed = StreamFeed(stream, batch, parts, processes, training.eval_steps or 1000)
+        return None, hold_out(data, preparation), feed
+    output = Path(training.output_dir)
+    images = decode_split(dataset, rows, working, data, accelerator, "training images", output)
+    held_out = None
+    if splits["validation"]:
+        title = "held-out images"
+        held_out = decode_split(
+            dataset, splits["validation"], preparation, data, accelerator, title, output
+        )
+    labels = images.labels if balanced else None
+    seed, device = training.seed, accelerator.device
+    feed = ImageFeed(len(images), batch, parts, processes, rank, seed, labels, device)
+    if images.slow:
+        feed = Ahead(feed, lambda index: images.batch(index, "cpu"))
+    return images, held_out, feed
+
+
+def names_of(dataset: Any | None, images: Images | None) -> Callable[[list[int]], list[str]]:
+    """From indices that a feed draws to names for messages."""
+    if dataset is None:
+        return lambda index: [f"position {i}" for i in index]
+    return lambda index: dataset.select(images.rows[index].tolist())["file_name"][:]
 
 
 def loop_settings(training: TrainingArguments, per_epoch: int) -> LoopSettings:
@@ -114,7 +158,7 @@ FREE_OPTIONS = {
 def fit(
     accelerator: Accelerator,
     model: torch.nn.Module,
-    feed: ImageFeed,
+    feed: ImageFeed | Ahead | StreamFeed,
     stage: Stage,
     settings: LoopSettings,
     arguments: tuple,

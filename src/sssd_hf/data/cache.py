@@ -5,7 +5,7 @@ import csv
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +33,7 @@ class Images:
         labels: (images,) int64 on the device of `rows`, or None.
         pixels: (images, channels, height, width) uint8, on the accelerator, in the host's memory or
             mapped from disk; None: decoded from `sources` at each access.
+        mapped: whether `pixels` are mapped from disk.
         sources, kept, preparation: where `pixels` is None, the images, which of them are used
             ((images,) int64) and how they are decoded.
     """
@@ -40,6 +41,7 @@ class Images:
     rows: torch.Tensor
     labels: torch.Tensor | None
     pixels: torch.Tensor | None
+    mapped: bool = False
     sources: Sequence[Source] = field(default=(), repr=False)
     kept: torch.Tensor | None = None
     preparation: Preparation | None = None
@@ -54,13 +56,18 @@ class Images:
             return tuple(self.pixels.shape)
         return len(self), *_image_shape(self.preparation)
 
+    @property
+    def slow(self) -> bool:
+        """Whether a batch takes reading or decoding, so that fetching it ahead pays."""
+        return self.pixels is None or self.mapped
+
     def select(self, index: torch.Tensor) -> "Images":
         """The images `index` (images,), nothing copied or decoded yet where that can wait."""
         here = index.to(self.rows.device)
         labels = None if self.labels is None else self.labels[here]
         if self.pixels is None:
             kept = self.kept[index.cpu()]
-            return Images(self.rows[here], labels, None, self.sources, kept, self.preparation)
+            return replace(self, rows=self.rows[here], labels=labels, kept=kept)
         return Images(self.rows[here], labels, self.pixels[index.to(self.pixels.device)])
 
     def batch(self, index: torch.Tensor, device: torch.device | str) -> torch.Tensor:
@@ -166,6 +173,7 @@ def decode_once(
         torch.tensor(rows, dtype=torch.int64)[kept].to(device),
         None if labels is None else torch.tensor(labels, dtype=torch.int64)[kept].to(device),
         pixels,
+        pixels is not None and place == "disk",
         *((sources, kept, preparation) if pixels is None else ()),
     )
 

@@ -2,6 +2,7 @@
 the processes and into part batches."""
 
 import math
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -147,6 +148,44 @@ def balanced_order(
     mixed = sample_uniform(image_seeds(seed, numbers, order, "order"), 1, 1)[:, 0]
     mixed = mixed.argsort(stable=True)
     return order[mixed], numbers[mixed]
+
+
+class StreamFeed:
+    """The next images of a stream, in whatever order it gives them.
+
+    Args:
+        stream: this process's share; see `data.streams.ImageStream`.
+        batch_size, accumulation: images of a part batch, and part batches of a step.
+        steps_per_epoch: what options in epochs count, since a stream's length is not known.
+    """
+
+    num_images = None
+
+    def __init__(self, stream, batch_size: int, accumulation: int, processes: int, epoch: int):
+        self.stream, self.batch_size, self.accumulation = stream, batch_size, accumulation
+        self.global_batch = batch_size * accumulation * processes
+        self.steps_per_epoch = epoch
+        self.recent: deque[tuple[int, torch.Tensor]] = deque(maxlen=1000)  # for messages
+
+    def step(self, step: int) -> StepDraws:
+        parts = []
+        for _ in range(self.accumulation):
+            read = self.stream.read(self.batch_size)
+            parts.append(Draw(read.positions, read.epochs, read.pixels, read.labels))
+        self.recent.append((step, torch.cat([part.index for part in parts])))
+        epoch = float(parts[-1].epoch[-1])
+        return StepDraws(parts, [True] * len(parts), self.global_batch, epoch)
+
+    def global_draw(self, step: int) -> Draw:
+        """This process's positions of a step lately read."""
+        index = dict(self.recent)[step]
+        return Draw(index, torch.zeros_like(index))
+
+    def state(self) -> dict:
+        return self.stream.state_dict()
+
+    def load_state(self, state: dict) -> None:
+        self.stream.load_state_dict(state)
 
 
 class Ahead:

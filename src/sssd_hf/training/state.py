@@ -4,6 +4,7 @@ import logging
 from dataclasses import dataclass, field
 
 import torch
+from accelerate.utils import gather_object
 
 from .checkpoints import gather, like, load_model, load_optimizer, optimizer_tensors
 
@@ -40,7 +41,7 @@ def collect_state(
     scaler = getattr(accelerator, "scaler", None)
     values = {
         "progress": vars(progress),
-        "feed": feed.state(),
+        "feed": gather_object([feed.state()]),  # one of each process
         "stage": stage_values,
         "scaler": scaler.state_dict() if scaler is not None else None,
         "global_batch": feed.global_batch,
@@ -83,6 +84,6 @@ def restore_state(
         torch.cuda.set_rng_state(tensors["random"]["cuda"], accelerator.device)
     if values["scaler"] and getattr(accelerator, "scaler", None) is not None:
         accelerator.scaler.load_state_dict(values["scaler"])
-    feed.load_state(values["feed"])
+    feed.load_state(values["feed"][accelerator.process_index % len(values["feed"])])
     stage.load_state(tensors.get("stage", {}), values["stage"])
     return Progress(**values["progress"])
