@@ -207,10 +207,14 @@ def _decode_frame(name, dataset, frame, frames):
 
     try:
         return pixel_array(dataset, index=frame if frames > 1 else None)
-    except Exception as exc:  # of the decoders and about the form of the pixels, not about people
+    except Exception as exc:
+        # these two are about the form of the pixels; others quote the header
+        detail = type(exc).__name__
+        if isinstance(exc, (RuntimeError, NotImplementedError)):
+            detail += ": " + " ".join(str(exc).split())
         raise ImageError(
-            f"{name}: its pixels cannot be decoded ({type(exc).__name__}: {exc}): copy the file "
-            "again, or save it anew uncompressed"
+            f"{name}: its pixels cannot be decoded ({detail}): copy the file again, or save it "
+            "anew uncompressed"
         ) from exc
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from .files import MAX_FRAMES, MAX_PIXELS, MAX_VOLUME_BYTES, ImageError, check_bytes
-from .windows import Window, apply_window
+from .windows import Window, apply_window, to_bytes
 
 # of a volume turned so that its axes run to the patient's right, front and head
 SLICE_AXES = {"sagittal": 0, "coronal": 1, "axial": 2}
@@ -104,8 +104,8 @@ def nifti_image(
     values = np.where(np.isfinite(values), values, volume.low)
     if windows is None:
         # the volume's range and not the slice's, so that slices stay comparable
-        middle, span = (volume.low + volume.high) / 2, (volume.high - volume.low) or 1.0
-        return Image.fromarray(apply_window(values, (middle, span)))
+        span = (volume.high - volume.low) or 1.0  # a constant volume is black
+        return Image.fromarray(to_bytes((values - volume.low) / span))
     channels = [Image.fromarray(apply_window(values, window)) for window in windows]
     return channels[0] if len(channels) == 1 else Image.merge("RGB", channels)
 
