@@ -24,8 +24,10 @@ from transformers.utils import cached_file
 from ..configuration_sssd import SSSDConfig
 from ..conversion_sssd import grey_statistics
 from ..data.cache import decode
-from ..data.sources import column_texts, load_images
+from ..data.preparation import Preparation
+from ..data.sources import column_texts, image_sources, load_images
 from ..data.splits import check_splits, make_splits, read_splits, write_splits
+from ..data.windows import parse_windows
 from ..hub.remote_code import save_with_code
 from ..training.seeding import epoch_order
 from .arguments import DataArguments, TrainingArguments, as_dict
@@ -87,8 +89,32 @@ def check_checkpoint(name: str | None) -> None:
         )
 
 
-def load_data(data: DataArguments) -> Any:
-    """The `datasets.Dataset` that the data options name."""
+def preparation_of(
+    config: Any, size: tuple[int, int], data: DataArguments | None = None
+) -> Preparation:
+    """How images are prepared for a model: as its config's `preparation` says, options of `data`
+    that are given before it, and the defaults where neither says.
+
+    Args:
+        config: with num_channels, and `preparation` (`Preparation.to_dict`) where it has one.
+        size: (height, width).
+
+    Raises:
+        ValueError: impossible values, such as two windows for a one-channel model.
+    """
+    values = dict(getattr(config, "preparation", None) or {})
+    if data is not None:
+        given = {
+            "windows": data.window and parse_windows(data.window),
+            "resize_mode": data.resize_mode,
+            "slice_axis": data.slice_axis,
+        }
+        values |= {name: value for name, value in given.items() if value is not None}
+    return Preparation.from_dict(values, size, config.num_channels)
+
+
+def load_data(data: DataArguments, slice_axis: str | None = None) -> Any:
+    """The `datasets.Dataset` that the data options name; `slice_axis` is the checkpoint's."""
     return load_images(
         data.data_dir,
         data.dataset_name,
@@ -98,6 +124,7 @@ def load_data(data: DataArguments) -> Any:
         group_column_name=data.group_column_name,
         dataset_revision=data.dataset_revision,
         cache_dir=data.cache_dir,
+        slice_axis=data.slice_axis or slice_axis or "axial",
     )
 
 
@@ -192,7 +219,7 @@ def decode_split(
     if large:  # a crop of half the area still shows 0.88 of the model's pixels
         sizes.append((round(size[0] * 1.25), round(size[1] * 1.25)))
     progress = accelerator is None or accelerator.is_main_process
-    tensors = decode(part["image"][:], sizes, num_channels, progress)
+    tensors = decode(image_sources(part), sizes, num_channels, progress)
     device = accelerator.device if accelerator else "cpu"
     labels = torch.tensor(part["label"][:]).to(device) if "label" in part.column_names else None
     return Images(

@@ -1,11 +1,15 @@
 """One `datasets.Dataset` from a folder of images or from the Hub, with labels and groups."""
 
+import logging
 import math
 import os
 import re
 from pathlib import Path
 
 from sssd_hf.data.folders import examples, read_folder
+from sssd_hf.data.nifti import SLICE_AXES
+
+logger = logging.getLogger(__name__)
 
 
 def load_images(
@@ -50,6 +54,8 @@ def load_images(
             f"--data_dir and --dataset_name: found {found}, expected exactly one of them: "
             "a folder of images or the name of a data set on the Hub"
         )
+    if slice_axis not in SLICE_AXES:
+        raise ValueError(f"--slice_axis is {slice_axis!r}, expected {', '.join(SLICE_AXES)}")
     if data_dir is not None:
         where = f"--data_dir {data_dir}"
         dataset = _from_columns(read_folder(Path(data_dir), where, slice_axis), where)
@@ -67,6 +73,12 @@ def load_images(
         dataset = _encode_labels(dataset, where)
     if group_column_name is not None:
         column_texts(dataset, group_column_name, "--group_column_name")
+    elif "frame" in dataset.column_names:
+        logger.warning(
+            "%s: slices of one patient may come into several splits, which makes results look too "
+            "good: pass --group_column_name patient_id",
+            where,
+        )
     return dataset
 
 

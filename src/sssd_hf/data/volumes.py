@@ -6,7 +6,7 @@ from typing import BinaryIO
 
 from PIL import Image
 
-from .files import Kind, Source, kind_of, open_source
+from .files import ImageError, Kind, Source, kind_of, open_source
 from .windows import Window
 
 
@@ -70,6 +70,11 @@ def _read_once(name, stream, read):
     if key != last_key:
         _last = (None, None)  # or two volumes would be in memory at once
         volume = None
-        volume = read(name, stream)
+        try:
+            volume = read(name, stream)
+        except ImageError as error:  # all of its slices will fail, at once
+            volume = error
         _last = (key, volume)
+    if isinstance(volume, ImageError):
+        raise volume
     return volume
