@@ -18,7 +18,7 @@ def dicom(stored, **elements):
     """A Dataset of `stored` (rows, columns), (frames, rows, columns) or (rows, columns, 3)."""
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = CTImageStorage
-    meta.MediaStorageSOPInstanceUID = generate_uid()
+    meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=[stored.tobytes().hex()])
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     dataset = FileDataset(None, {}, file_meta=meta, preamble=b"\0" * 128)
     dataset.SOPClassUID = CTImageStorage
@@ -26,7 +26,7 @@ def dicom(stored, **elements):
     dataset.Modality = "CT"
     dataset.PatientID = "Secret^42"
     dataset.PatientName = "Doe^Jane"
-    dataset.StudyInstanceUID = generate_uid()
+    dataset.StudyInstanceUID = "1.2.826.0.1.3680043.8.498.1"
     colour = stored.ndim == 3 and stored.shape[-1] == 3
     if stored.ndim == 3 and not colour:
         dataset.NumberOfFrames = len(stored)

@@ -101,21 +101,26 @@ def dicom_image(
         warnings.simplefilter("ignore")
         try:
             stored = _decode_frame(name, dataset, frame, frames)
-            if stored.ndim == 3:
+            if stored.shape == (dataset.Rows, dataset.Columns, 3):
                 return _colour(stored, int(dataset.BitsStored))
+            if stored.shape != (dataset.Rows, dataset.Columns):
+                raise ImageError(
+                    f"{name}: its pixels have the shape {stored.shape}, expected those of one grey "
+                    "or RGB image: export it anew"
+                )
             if dataset.PhotometricInterpretation == "PALETTE COLOR":
                 from pydicom.pixels import apply_color_lut
 
                 colours = apply_color_lut(stored, dataset)
                 return _colour(colours, 8 * colours.dtype.itemsize)
-            channels = _grey(name, dataset, stored, frame, windows)
+            channels = [
+                Image.fromarray(channel) for channel in _grey(name, dataset, stored, frame, windows)
+            ]
+            return channels[0] if len(channels) == 1 else Image.merge("RGB", channels)
         except ImageError:
             raise
         except Exception as exc:
             raise _unreadable(name, exc) from exc
-    if len(channels) == 1:
-        return Image.fromarray(channels[0])
-    return Image.merge("RGB", [Image.fromarray(channel) for channel in channels])
 
 
 def _grey(name, dataset, stored, frame, windows):
@@ -221,7 +226,7 @@ def _decode_frame(name, dataset, frame, frames):
 def _colour(values, bits):
     if values.dtype != np.uint8:
         values = (values >> max(bits - 8, 0)).clip(0, 255).astype(np.uint8)
-    return Image.fromarray(values[..., :3])
+    return Image.fromarray(values)
 
 
 def _count_frames(name, dataset):
