@@ -214,23 +214,45 @@ def lie(data, other, rng):
     return data[: place + 8] + struct.pack("<H", big) + data[place + 10 :]
 
 
-def right_checksums(data):
-    """A PNG with the checksums of its chunks put right, else its decoder would hardly see a
-    mutation."""
-    place, parts = 8, [data[:8]]
+def png_chunks(data):
+    """(kind, content) of each chunk, as far as their lengths go."""
+    place = 8
     while place + 12 <= len(data):
         length = struct.unpack(">I", data[place : place + 4])[0]
-        body = data[place + 4 : place + 8 + length]
-        parts += [data[place : place + 4], body, struct.pack(">I", zlib.crc32(body))]
+        yield data[place + 4 : place + 8], data[place + 8 : place + 8 + length]
         place += 12 + length
+
+
+def to_png(chunks):
+    """With lengths and checksums that are right, else decoders would see nothing else."""
+    parts = [b"\x89PNG\r\n\x1a\n"]
+    for kind, content in chunks:
+        checksum = struct.pack(">I", zlib.crc32(kind + content))
+        parts += [struct.pack(">I", len(content)), kind, content, checksum]
     return b"".join(parts)
+
+
+def change_png_rows(data, other, rng):
+    """The rows under a PNG's compression: filters that do not exist, too few or too many bytes."""
+    if data[:4] != b"\x89PNG":
+        return flip_pixel_bits(data, other, rng)
+    chunks = list(png_chunks(data))
+    try:
+        rows = zlib.decompress(b"".join(content for kind, content in chunks if kind == b"IDAT"))
+    except zlib.error:
+        return flip_bits(data, other, rng)
+    change = (flip_bits, flip_bits, noise, cut, repeat)[rng.integers(5)]
+    packed = zlib.compress(change(rows, rows, rng)) if rows else b""
+    kept = [chunk for chunk in chunks if chunk[0] not in (b"IDAT", b"IEND")]
+    return to_png([*kept, (b"IDAT", packed), (b"IEND", b"")])
 
 
 MUTATIONS = (
     flip_bits,
     flip_header_bits,
     flip_pixel_bits,
-    flip_pixel_bits,
+    change_png_rows,
+    change_png_rows,
     set_number,
     cut,
     take_out,
@@ -258,7 +280,7 @@ def mutated(count, seed=0):
             except (struct.error, IndexError, ValueError):  # too mangled for this one
                 data = flip_bits(data, data, rng)
         if data[:4] == b"\x89PNG" and rng.random() < 0.7:
-            data = right_checksums(data)
+            data = to_png(png_chunks(data))
         yield name, data
 
 
