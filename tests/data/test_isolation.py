@@ -144,6 +144,18 @@ def test_a_hostile_file_costs_itself_alone(order, message, ask, hostile, tmp_pat
         assert re.search(message, str(error))
 
 
+def test_a_volume_that_hangs_is_tried_once(hostile, tmp_path):
+    """And not once a slice."""
+    path = str(hostile("hang"))
+    good = images(tmp_path, 3)
+    sources = [*({"path": path, "frame": k} for k in range(50)), *good]
+    start = time.monotonic()
+    results = [result for _, result in decode_all(sources, SMALL, 2, time_limit=1)]
+    assert time.monotonic() - start < 10
+    assert all("not read within 1 seconds" in str(result) for result in results[:50])
+    assert all(isinstance(result, np.ndarray) for result in results[50:])
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits memory")
 def test_a_large_image_in_little_memory(tmp_path):
     Image.new("1", (9_900, 9_900)).save(tmp_path / "large.png")

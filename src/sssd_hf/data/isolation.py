@@ -105,12 +105,23 @@ def _ask_all(sources, request, read_answer, workers, limits):
     for child in children:
         idle.put(child)
 
+    fatal: dict[Any, ImageError] = {}  # volumes that ended a child: their other slices would too
+
     def work(run: range) -> list:
         child = idle.get()
         try:
-            return [child.ask(sources[i], request, read_answer) for i in run]
+            return [ask(child, sources[i]) for i in run]
         finally:
             idle.put(child)
+
+    def ask(child: _Child, source: Source) -> Any:
+        volume = _volume(source)
+        if volume in fatal:
+            return fatal[volume]
+        result = child.ask(source, request, read_answer)
+        if volume is not None and child.process is None:
+            fatal[volume] = result
+        return result
 
     stop = threading.Event()
     watch = threading.Thread(target=_watch, args=(children, stop), daemon=True)
@@ -136,16 +147,16 @@ def _ask_all(sources, request, read_answer, workers, limits):
 
 def _runs(sources):
     """Ranges of at most _RUN consecutive sources; those of different volumes are not mixed."""
-
-    def volume(i: int) -> Any:
-        source = sources[i]
-        has_slices = isinstance(source, dict) and source.get("frame") is not None
-        return source.get("path") if has_slices else None
-
-    for _, group in groupby(range(len(sources)), volume):
+    for _, group in groupby(range(len(sources)), lambda i: _volume(sources[i])):
         indices = list(group)
         for start in range(0, len(indices), _RUN):
             yield range(indices[start], indices[min(start + _RUN, len(indices)) - 1] + 1)
+
+
+def _volume(source):
+    """The path of the volume that a source is a slice of; None for what is no slice."""
+    has_slices = isinstance(source, dict) and source.get("frame") is not None
+    return source.get("path") if has_slices else None
 
 
 def _watch(children, stop):

@@ -100,7 +100,8 @@ def nifti_image(
             f"{name}: has no such slice, it holds {frames} along the {slice_axis} axis: list its "
             "slices anew, with the same --slice_axis"
         )
-    values = volume.scaled(volume.values.take(frame, axis)[::-1, ::-1].T)
+    plane = np.moveaxis(volume.values, axis, 0)[frame]  # a view: `take` copies the whole volume
+    values = volume.scaled(plane[::-1, ::-1].T)
     values = np.where(np.isfinite(values), values, volume.low)
     if windows is None:
         # the volume's range and not the slice's, so that slices stay comparable
