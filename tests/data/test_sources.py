@@ -122,7 +122,7 @@ def test_bad_folders(tmp_path):
     refused(r"1 of 2 images lie beside the split folders.*'covid/1\.png'", tmp_path / "mixed")
     refused(r"1\.png: is a file, expected a folder", tmp_path / "mixed/covid/1.png")
     (tmp_path / "empty/class").mkdir(parents=True)
-    (tmp_path / "empty/class/scan.dcm").touch()
+    (tmp_path / "empty/class/scan.mha").touch()
     refused(r"empty: found no images \(1 other files\).*\.png", tmp_path / "empty")
     make(tmp_path, "nested/train/1.png")
     write_table(tmp_path / "nested/train", "csv", [{"file_name": "1.png"}])

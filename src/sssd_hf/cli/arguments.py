@@ -3,10 +3,13 @@ the README's table."""
 
 import argparse
 import dataclasses
+import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from ..data.windows import parse_windows
 
 
 def option(default: Any = None, help: str = "", **kwargs: Any) -> Any:
@@ -48,6 +51,23 @@ class DataArguments:
     )
     group_column_name: str | None = option(
         None, "Column of what must stay together in a split and in intervals, such as the patient."
+    )
+    window: str | None = option(
+        None,
+        "Of DICOM and NIfTI values in HU: lung, mediastinum, bone or centre/width (-600/1500); "
+        "three by comma for three channels (default: the checkpoint's, or the file's own).",
+    )
+    resize_mode: str | None = option(
+        None,
+        "squash to the model's size, letterbox (whole image, black beside it) or center_crop "
+        "(default: the checkpoint's, or squash).",
+        choices=["squash", "letterbox", "center_crop"],
+    )
+    slice_axis: str | None = option(
+        None,
+        "Axis of the patient along which NIfTI volumes are cut (default: the checkpoint's, or "
+        "axial).",
+        choices=["axial", "coronal", "sagittal"],
     )
     split_column: str | None = option(
         None, "Column that says which split an image is in (default: 'split', where there is one)."
@@ -99,6 +119,8 @@ class DataArguments:
             cache_size=(8, None),
             shuffle_buffer_size=(1, None),
         )
+        if self.window is not None:
+            parse_windows(self.window)
 
 
 @dataclass
@@ -476,7 +498,7 @@ def read_recipe(path: str, script: str, known: set[str]) -> dict[str, Any]:
 
 def parse(script: str, description: str, argv: list[str] | None = None) -> tuple[Any, ...]:
     """The dataclasses of a script, filled from defaults, recipe and command line, in this order."""
-    argv = sys.argv[1:] if argv is None else argv
+    argv = join_negative_values(sys.argv[1:] if argv is None else argv)
     parser = build_parser(script, description)
     known = {action.dest for action in parser._actions} - {"help", "recipe"}
     recipe = parser.parse_known_args([a for a in argv if a not in ("-h", "--help")])[0].recipe
@@ -494,7 +516,7 @@ def parse(script: str, description: str, argv: list[str] | None = None) -> tuple
             if value is not None:
                 values = value if isinstance(value, list) else [value]
                 words += [f"--{key}", *(str(v) for v in values)]
-        argv = words + list(argv)
+        argv = join_negative_values(words) + argv
     unknown = parser.parse_known_args(argv)[1]
     if unknown:
         parser.error(f"{script} has no option {' '.join(unknown)}; see --help.")
@@ -502,6 +524,17 @@ def parse(script: str, description: str, argv: list[str] | None = None) -> tuple
         return parser.parse_args_into_dataclasses(argv, look_for_args_file=False)[:-1]
     except ValueError as error:  # a value out of its range
         parser.error(str(error))
+
+
+def join_negative_values(argv: list[str]) -> list[str]:
+    """`--window -600/1500` as one word, for argparse takes such a value for an option."""
+    joined: list[str] = []
+    for word in argv:
+        if re.match(r"-\d", word) and joined and re.fullmatch(r"--\w+", joined[-1]):
+            joined[-1] += f"={word}"
+        else:
+            joined.append(word)
+    return joined
 
 
 def as_dict(*arguments: Any) -> dict[str, Any]:

@@ -30,9 +30,10 @@ from ..configuration_sssd import SSSDConfig
 from ..conversion_sssd import grey_statistics
 from ..data.cache import Images, decode_once
 from ..data.preparation import Preparation
-from ..data.sources import column_texts, load_images
+from ..data.sources import column_texts, image_sources, load_images
 from ..data.splits import check_splits, make_splits, read_splits, write_splits
 from ..data.streams import ImageStream, open_stream
+from ..data.windows import parse_windows
 from ..hub.remote_code import save_with_code
 from ..training.seeding import epoch_order
 from ..training.signals import EXIT_STATUS, Interrupted
@@ -143,8 +144,32 @@ def check_checkpoint(name: str | None) -> None:
         )
 
 
-def load_data(data: DataArguments) -> Any:
-    """The `datasets.Dataset` that the data options name."""
+def preparation_of(
+    config: Any, size: tuple[int, int], data: DataArguments | None = None
+) -> Preparation:
+    """How images are prepared for a model: as its config's `preparation` says, options of `data`
+    that are given before it, and the defaults where neither says.
+
+    Args:
+        config: with num_channels, and `preparation` (`Preparation.to_dict`) where it has one.
+        size: (height, width).
+
+    Raises:
+        ValueError: impossible values, such as two windows for a one-channel model.
+    """
+    values = dict(getattr(config, "preparation", None) or {})
+    if data is not None:
+        given = {
+            "windows": data.window and parse_windows(data.window),
+            "resize_mode": data.resize_mode,
+            "slice_axis": data.slice_axis,
+        }
+        values |= {name: value for name, value in given.items() if value is not None}
+    return Preparation.from_dict(values, size, config.num_channels)
+
+
+def load_data(data: DataArguments, slice_axis: str | None = None) -> Any:
+    """The `datasets.Dataset` that the data options name; `slice_axis` is the checkpoint's."""
     if data.streaming:
         raise ValueError("--streaming: this script needs all images at hand; leave it out.")
     return load_images(
@@ -156,6 +181,7 @@ def load_data(data: DataArguments) -> Any:
         group_column_name=data.group_column_name,
         dataset_revision=data.dataset_revision,
         cache_dir=data.cache_dir,
+        slice_axis=data.slice_axis or slice_axis or "axial",
     )
 
 
@@ -283,9 +309,9 @@ def decode_split(
     part = dataset.select(rows)
     data = data or DataArguments()
     main = accelerator is None or accelerator.is_main_process
-    sources = part["image"]  # read row by row: embedded images need not all be in memory
     images = decode_once(
-        sources[:] if data.data_dir else sources,  # paths, and quicker so
+        # a Hub's are read row by row: embedded images need not all be in memory
+        part["image"] if data.dataset_name else image_sources(part),
         preparation,
         rows,
         part["label"][:] if "label" in part.column_names else None,

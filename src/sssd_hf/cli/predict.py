@@ -1,8 +1,9 @@
 """Prediction: class probabilities of image files.
 
 `python scripts/predict.py --model_name_or_path runs/finetuned --images FILES AND FOLDERS
---output_file predictions.csv`. A file that can't be read is reported and counted, the others go on;
-the exit status is then 1.
+--output_file predictions.csv`. Of DICOM files and NIfTI volumes each frame or slice is classified,
+windowed as the model's config has it. A file that can't be read is reported and counted, the others
+go on; the exit status is then 1.
 """
 
 import csv
@@ -10,14 +11,21 @@ import json
 import logging
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
 from ..data.cache import Images
-from ..data.images import IMAGE_SUFFIXES, ImageError
-from ..data.isolation import decode_all
+from ..data.files import (
+    IMAGE_SUFFIXES,
+    MEDICAL_SUFFIXES,
+    ImageError,
+    may_be_image,
+    may_have_slices,
+)
+from ..data.isolation import decode_all, describe_all
 from ..data.preparation import Preparation
 from ..modeling_sssd import SSSDForImageClassification
 from . import common
@@ -35,9 +43,9 @@ def find_files(places: list[str]) -> list[Path]:
     files: list[Path] = []
     for place in map(Path, places):
         if place.is_dir():
-            inside = sorted(p for p in place.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+            inside = sorted(p for p in place.rglob("*") if p.is_file() and may_be_image(p))
             hidden = [any(q.startswith(".") for q in p.relative_to(place).parts) for p in inside]
-            files += [p for p, left_out in zip(inside, hidden) if p.is_file() and not left_out]
+            files += [p for p, left_out in zip(inside, hidden) if not left_out]
         elif place.exists():
             files.append(place)
         else:
@@ -45,15 +53,48 @@ def find_files(places: list[str]) -> list[Path]:
     if not files:
         raise ValueError(
             f"--images: no images in {', '.join(places) or 'nothing'}; expected files or folders "
-            f"with {', '.join(sorted(IMAGE_SUFFIXES))}."
+            f"with {', '.join(IMAGE_SUFFIXES + MEDICAL_SUFFIXES)}."
         )
     return files
 
 
-class Writer:
-    """One line a file: CSV, or JSON lines where the name ends in .jsonl."""
+@dataclass(frozen=True)
+class Slice:
+    """An image to classify: a file, or one slice or frame of it, counted from 0."""
 
-    def __init__(self, path: str | None, names: list[str]):
+    file: Path
+    frame: int | None = None
+
+
+def list_slices(files: list[Path], slice_axis: str, failures: dict[Path, str]) -> list[Slice]:
+    """Files of several slices or frames as many; what can't be read goes to `failures` and the
+    log, DICOM files without pixels (directories, reports) to neither."""
+    counts: dict[Path, int | None] = {}
+    asked = [file for file in files if may_have_slices(file)]
+    for i, found in describe_all(asked, slice_axis):
+        if isinstance(found, ImageError):
+            report(asked[i], found, failures)
+            counts[asked[i]] = 0
+        else:
+            counts[asked[i]] = found["frames"]
+    slices: list[Slice] = []
+    for file in files:
+        count = counts.get(file)
+        slices += [Slice(file)] if count in (None, 1) else [Slice(file, k) for k in range(count)]
+    return slices
+
+
+def report(file: Path, error: ImageError, failures: dict[Path, str]) -> None:
+    if file not in failures:  # one of its slices tells enough
+        failures[file] = str(error)
+        logger.error(str(error))
+
+
+class Writer:
+    """One line an image: CSV, or JSON lines where the name ends in .jsonl. Which slice of its file
+    it is says "frame": in CSV where `with_frames`, in JSON where there are several."""
+
+    def __init__(self, path: str | None, names: list[str], with_frames: bool = False):
         if path and Path(path).suffix not in (".csv", ".jsonl"):
             raise ValueError(f"--output_file {path}: expected a name ending in .csv or .jsonl.")
         if path:
@@ -65,41 +106,47 @@ class Writer:
             else sys.stdout
         )
         self.names, self.json = names, bool(path and path.endswith(".jsonl"))
+        self.with_frames = with_frames
         if not self.json:
             self.csv = csv.writer(self.file)
-            self.csv.writerow(["file", "label", *(f"probability_{name}" for name in names)])
+            columns = ["file", *(["frame"] if with_frames else []), "label"]
+            self.csv.writerow([*columns, *(f"probability_{name}" for name in names)])
 
-    def write(self, file: Path, probabilities: list[float]) -> None:
+    def write(self, image: Slice, probabilities: list[float]) -> None:
         label = self.names[max(range(len(self.names)), key=probabilities.__getitem__)]
         if self.json:
             record = {
-                "file": str(file),
+                "file": str(image.file),
+                **({} if image.frame is None else {"frame": image.frame}),
                 "label": label,
                 "probabilities": dict(zip(self.names, probabilities)),
             }
             self.file.write(json.dumps(record) + "\n")
         else:
-            self.csv.writerow([file, label, *(f"{p:.6f}" for p in probabilities)])
+            place = [image.file, *([image.frame] if self.with_frames else [])]
+            self.csv.writerow([*place, label, *(f"{p:.6f}" for p in probabilities)])
         self.file.flush()
 
 
 def readable_batches(
-    files: list[Path], preparation: Preparation, batch_size: int, failures: list[str]
-) -> Iterator[tuple[list[Path], Images]]:
-    """(files, their images) in batches; what can't be read goes to `failures` and the log."""
-    names: list[Path] = []
+    slices: list[Slice], preparation: Preparation, batch_size: int, failures: dict[Path, str]
+) -> Iterator[tuple[list[Slice], Images]]:
+    """(slices, their images) in batches; what can't be read goes to `failures` and the log."""
+    sources = [{"path": str(s.file), "bytes": None, "frame": s.frame} for s in slices]
+    batch: list[Slice] = []
     pixels: list[torch.Tensor] = []
-    decoded = decode_all(files, preparation)
-    for i, result in tqdm(decoded, "predict", len(files), unit="img", file=sys.stderr):
+    results = decode_all(sources, preparation)
+    for i, result in tqdm(results, "predict", len(slices), unit="img", file=sys.stderr):
         if isinstance(result, ImageError):
-            failures.append(str(result))
-            logger.error(str(result))
-        else:
-            pixels.append(torch.from_numpy(result))
-            names.append(files[i])
-        if names and (len(names) == batch_size or i == len(files) - 1):
-            yield names, Images(torch.arange(len(names)), None, torch.stack(pixels))
-            names, pixels = [], []
+            report(slices[i].file, result, failures)
+            continue
+        batch.append(slices[i])
+        pixels.append(torch.from_numpy(result))
+        if len(batch) == batch_size:
+            yield batch, Images(torch.arange(len(batch)), None, torch.stack(pixels))
+            batch, pixels = [], []
+    if batch:
+        yield batch, Images(torch.arange(len(batch)), None, torch.stack(pixels))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -110,17 +157,21 @@ def main(argv: list[str] | None = None) -> int:
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     config = model.config
     size = tuple(n * p for n, p in zip(config.grid_size, model.encoder.embeddings.patch))
+    preparation = common.preparation_of(config, size)
     statistics = common.read_statistics(arguments.model_name_or_path, config.num_channels)
     names = [config.id2label[i] for i in range(config.num_labels)]
-    writer = Writer(arguments.output_file, names)
-    failures: list[str] = []
-    preparation = Preparation(size, config.num_channels)
-    batches = readable_batches(files, preparation, arguments.per_device_eval_batch_size, failures)
-    for batch_files, images in batches:
+    failures: dict[Path, str] = {}
+    slices = list_slices(files, preparation.slice_axis, failures)
+    with_frames = any(image.frame is not None for image in slices)
+    writer = Writer(arguments.output_file, names, with_frames)
+    count = 0
+    batches = readable_batches(slices, preparation, arguments.per_device_eval_batch_size, failures)
+    for batch, images in batches:
         probabilities = common.predict_probabilities(model, images, statistics, len(images))
-        for file, row in zip(batch_files, probabilities.tolist()):
-            writer.write(file, row)
-    logger.info(f"{len(files) - len(failures)} of {len(files)} files classified")
+        for image, row in zip(batch, probabilities.tolist()):
+            writer.write(image, row)
+        count += len(batch)
+    logger.info(f"{count} images of {len(files)} files classified")
     if failures:
         logger.error(f"{len(failures)} files could not be read (named above)")
     return 1 if failures else 0

@@ -1,4 +1,4 @@
-"""Reading a folder of images and its table into plain columns; no image is opened.
+"""Reading a folder of images and its table into plain columns; no image is decoded.
 
 The folder is walked here and not by datasets' imagefolder, which reads words such as "train" or
 "test" inside file names as splits.
@@ -11,7 +11,8 @@ import os
 from collections import Counter
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from sssd_hf.data.images import IMAGE_SUFFIXES
+from .files import IMAGE_SUFFIXES, MEDICAL_SUFFIXES, may_be_image
+from .listing import list_slices
 
 logger = logging.getLogger(__name__)
 
@@ -20,11 +21,15 @@ TABLE_SUFFIXES = (".csv", ".jsonl", ".parquet")
 SPLIT_FOLDERS = ("train", "training", "validation", "val", "valid", "dev", "test", "testing")
 
 
-def read_folder(folder: Path, where: str, image_column: str = "image") -> dict[str, list]:
+def read_folder(
+    folder: Path, where: str, slice_axis: str = "axial", image_column: str = "image"
+) -> dict[str, list]:
     """Columns of equal length: "image" (absolute path), "file_name" (relative) and more.
 
     `folder` may also be a table alone, anywhere: then "file_name", or else `image_column`, holds
-    paths from the table's folder, which may lead out of it, or absolute ones.
+    paths from the table's folder, which may lead out of it, or absolute ones. A DICOM file of
+    several frames and a volume have a row for each; see `list_slices` for their columns "frame" and
+    "patient_id".
 
     With a table they are the table's columns (a column "image" becomes "metadata_image");
     without one "label" is the class folder's name, "" for an image outside of any. "split" is the
@@ -69,10 +74,18 @@ def read_folder(folder: Path, where: str, image_column: str = "image") -> dict[s
             )
         class_depth = 1 if not outside else 0
         columns["label"] = [p[class_depth] if len(p) > class_depth + 1 else "" for p in parts]
-    if "image" in columns:
-        columns["metadata_image"] = columns.pop("image")
+    for name in ("image", "frame"):  # these are ours
+        if name in columns:
+            columns[f"metadata_{name}"] = columns.pop(name)
     root = os.path.abspath(folder.parent if alone else folder)
-    return {"image": [os.path.join(root, file) for file in files], **columns}
+    images = [os.path.join(root, file) for file in files]
+    columns = list_slices({"image": images, **columns}, slice_axis)
+    if not columns["image"]:
+        raise ValueError(
+            f"{where}: none of its {len(files)} files holds an image, expected some: check what "
+            "they are (DICOM directories and reports have no pixels)"
+        )
+    return columns
 
 
 def walk_images(folder: Path, where: str) -> list[str]:
@@ -97,7 +110,7 @@ def walk_images(folder: Path, where: str) -> list[str]:
                     f"{where}: found the table {file} in a sub-folder, expected it at the top: "
                     "join the tables into one there, with paths relative to it"
                 )
-            (files if name.lower().endswith(IMAGE_SUFFIXES) else skipped).append(file)
+            (files if may_be_image(Path(root, name)) else skipped).append(file)
     if skipped:
         logger.warning(
             "%s: %d files are no images by their suffix and are left out: %s",
@@ -108,7 +121,8 @@ def walk_images(folder: Path, where: str) -> list[str]:
     if not files:
         raise ValueError(
             f"{where}: found no images ({len(skipped)} other files), expected files ending in "
-            f"{', '.join(IMAGE_SUFFIXES)}: put them there, at best in one folder per class"
+            f"{', '.join(IMAGE_SUFFIXES + MEDICAL_SUFFIXES)}: put them there, at best in one "
+            "folder per class"
         )
     not_utf8 = [file for file in files if not _is_utf8(file)]  # Arrow cannot hold such names
     if not_utf8:

@@ -1,24 +1,16 @@
 """Reading one image file safely: the format is judged by content, the size before decoding."""
 
-import io
-import os
-import stat
 from contextlib import closing
-from pathlib import Path
+from typing import BinaryIO
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from .files import MAX_IMAGE_BYTES, MAX_PIXELS, ImageError, Source, check_bytes, open_source
+
 ALLOWED_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP")
-# What a folder walk picks up. A file's content decides how it is read, whatever its suffix says.
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
-MAX_PIXELS = 100_000_000
 
 
-class ImageError(ValueError):
-    """An image that cannot be used; the message names the file, the reason and what to do."""
-
-
-def load_image(source: str | os.PathLike | bytes | dict, num_channels: int) -> Image.Image:
+def load_image(source: Source, num_channels: int) -> Image.Image:
     """Read one image as 8-bit grey (mode "L") or colour (mode "RGB").
 
     The result is what the stock pipeline sees: EXIF orientation applied, then Pillow's `convert`
@@ -39,56 +31,30 @@ def load_image(source: str | os.PathLike | bytes | dict, num_channels: int) -> I
     """
     if num_channels not in (1, 3):
         raise ValueError(f"num_channels is {num_channels!r}, expected 1 (grey) or 3 (colour)")
-    name, stream = _open_stream(source)
+    name, stream = open_source(source)
     with closing(stream):
-        try:
-            return _decode(name, stream, "L" if num_channels == 1 else "RGB")
-        except ImageError:
-            raise
-        except UnidentifiedImageError as exc:
-            raise ImageError(
-                f"{name}: the content is not a readable {', '.join(ALLOWED_FORMATS)} image "
-                "(the suffix does not count): convert it to PNG, or copy it again if it is damaged"
-            ) from exc
-        except Image.DecompressionBombError as exc:  # Pillow's own limit, reached inside open()
-            raise ImageError(_too_large(name, str(exc))) from exc
-        except Exception as exc:  # decoders raise anything on hostile bytes, MemoryError included
-            raise ImageError(
-                f"{name}: cannot be decoded ({type(exc).__name__}: {exc}), the file is truncated, "
-                "damaged or of an unusual kind: copy it again or save it anew as 8-bit PNG"
-            ) from exc
+        return decode_image(name, stream, num_channels)
 
 
-def _open_stream(source):
-    """The name for messages and an open binary stream."""
-    name = "image given as bytes"
-    if isinstance(source, dict):
-        path, data = source.get("path"), source.get("bytes")
-        name = str(path or name)
-        source = path if data is None else data
-    if isinstance(source, (bytes, bytearray, memoryview)):
-        if not source:
-            raise ImageError(f"{name}: is empty (0 bytes): copy the file again or remove it")
-        return name, io.BytesIO(source)
-    if not isinstance(source, (str, os.PathLike)) or not str(source):
-        raise ImageError(f"{name}: found {source!r}, expected a path or the bytes of an image file")
-    path = Path(source)
+def decode_image(name: str, stream: BinaryIO, num_channels: int) -> Image.Image:
+    """`load_image` of an open file."""
     try:
-        status = path.stat()
-        if stat.S_ISDIR(status.st_mode):
-            raise ImageError(f"{path}: is a folder, expected an image file: give one file's path")
-        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
-            raise ImageError(f"{path}: is not a regular file: copy the image to a normal file")
-        if status.st_size == 0:
-            raise ImageError(f"{path}: is empty (0 bytes): copy the file again or remove it")
-        return str(path), path.open("rb")
-    except FileNotFoundError as exc:
-        raise ImageError(f"{path}: does not exist: check the path and the metadata row") from exc
+        check_bytes(name, stream, MAX_IMAGE_BYTES)
+        return _decode(name, stream, "L" if num_channels == 1 else "RGB")
     except ImageError:
         raise
-    except (OSError, ValueError) as exc:  # ValueError: a NUL character in the path
+    except UnidentifiedImageError as exc:
         raise ImageError(
-            f"{str(path)!r}: cannot be read ({exc}): check the path and its permissions"
+            f"{name}: the content is not a readable {', '.join(ALLOWED_FORMATS)} image, DICOM or "
+            "NIfTI file (the suffix does not count): convert it to PNG, or copy it again if it is "
+            "damaged"
+        ) from exc
+    except Image.DecompressionBombError as exc:  # Pillow's own limit, reached inside open()
+        raise ImageError(_too_large(name, str(exc))) from exc
+    except Exception as exc:  # decoders raise anything on hostile bytes, MemoryError included
+        raise ImageError(
+            f"{name}: cannot be decoded ({type(exc).__name__}: {exc}), the file is truncated, "
+            "damaged or of an unusual kind: copy it again or save it anew as 8-bit PNG"
         ) from exc
 
 

@@ -1,11 +1,15 @@
 """One `datasets.Dataset` from a folder of images or from the Hub, with labels and groups."""
 
+import logging
 import math
 import os
 import re
 from pathlib import Path
 
 from sssd_hf.data.folders import examples, read_folder
+from sssd_hf.data.nifti import SLICE_AXES
+
+logger = logging.getLogger(__name__)
 
 
 def load_images(
@@ -18,8 +22,9 @@ def load_images(
     group_column_name: str | None = None,
     dataset_revision: str | None = None,
     cache_dir: str | None = None,
+    slice_axis: str = "axial",
 ):
-    """All images of one source as a `datasets.Dataset`; no image is opened.
+    """All images of one source as a `datasets.Dataset`; no image is decoded.
 
     A folder holds a table (`metadata.csv`, `.jsonl` or `.parquet` with a column `file_name`), or
     class folders (`<class>/**`), or split folders of these (`train/<class>/**`), or images alone.
@@ -30,7 +35,8 @@ def load_images(
     (relative path; on the Hub "<split>/<row>" unless there is such a column), "label"
     (`datasets.ClassLabel`, names sorted; absent without labels), "split" (from split folders or
     Hub splits, unless there is such a column) and every other column. A column in the way, say
-    "label" with `label_column_name="diagnosis"`, is kept as "metadata_label".
+    "label" with `label_column_name="diagnosis"`, is kept as "metadata_label". Where a folder holds
+    DICOM or NIfTI files there are "frame" and "patient_id" as well: see `listing.list_slices`.
 
     Args:
         data_dir, dataset_name: a folder or table, or a data set on the Hub (or a local folder of
@@ -38,6 +44,7 @@ def load_images(
         image_column_name: on the Hub, and in a table alone (of paths there).
         label_column_name: None takes no labels, say to pretrain on whatever the folders are named.
         group_column_name: only checked here: it must exist and have no empty cell.
+        slice_axis: along which axis of the patient NIfTI volumes are cut.
 
     Raises:
         ValueError: naming the option or file, what was found and what to do.
@@ -48,16 +55,19 @@ def load_images(
             f"--data_dir and --dataset_name: found {found}, expected exactly one of them: "
             "a folder of images or the name of a data set on the Hub"
         )
+    if slice_axis not in SLICE_AXES:
+        raise ValueError(f"--slice_axis is {slice_axis!r}, expected {', '.join(SLICE_AXES)}")
     if data_dir is not None:
         where = f"--data_dir {data_dir}"
-        dataset = _from_columns(read_folder(Path(data_dir), where, image_column_name), where)
+        columns = read_folder(Path(data_dir), where, slice_axis, image_column_name)
+        dataset = _from_columns(columns, where)
     else:
         where = f"--dataset_name {dataset_name}"
         dataset = _from_hub(
             dataset_name, where, dataset_config_name, dataset_revision, cache_dir, image_column_name
         )
     # the default may be missing, what was asked for may not
-    usable = {None, "label", *dataset.column_names} - {"image", "file_name"}
+    usable = {None, "label", *dataset.column_names} - {"image", "file_name", "frame"}
     if label_column_name not in usable:
         raise ValueError(_no_column("--label_column_name", label_column_name, dataset))
     dataset = _rename(dataset, label_column_name, "label")
@@ -65,7 +75,25 @@ def load_images(
         dataset = _encode_labels(dataset, where)
     if group_column_name is not None:
         column_texts(dataset, group_column_name, "--group_column_name")
+    elif "frame" in dataset.column_names:
+        logger.warning(
+            "%s: slices of one patient may come into several splits, which makes results look too "
+            "good: pass --group_column_name patient_id",
+            where,
+        )
     return dataset
+
+
+def image_sources(dataset) -> list[dict]:
+    """What `decode_all` takes for each row: {"path", "bytes"}, and "frame" for a slice."""
+    sources = dataset["image"][:]
+    if "frame" not in dataset.column_names:
+        return sources
+    frames = dataset["frame"][:]
+    return [
+        source if frame is None else {**source, "frame": frame}
+        for source, frame in zip(sources, frames, strict=True)
+    ]
 
 
 def require_labels(dataset) -> list[str]:
@@ -161,6 +189,7 @@ def _from_hub(dataset_name, where, config, revision, cache_dir, image_column):
             f"--image_column_name {image_column!r}: found {dataset.features['image']}, expected "
             f"images: name another column ({', '.join(dataset.column_names)})"
         ) from exc
+    dataset = _rename(dataset, None, "frame")  # says which slice of a file, in our folders alone
     if "split" not in dataset.column_names:
         dataset = dataset.add_column("split", split)
     if "file_name" in dataset.column_names:

@@ -1,0 +1,287 @@
+"""Decoding in child processes: the same pixels, in order, whatever a file does to its decoder."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from medical_files import ct_values, dicom, encode, save_nifti
+from PIL import Image
+
+from sssd_hf.data import isolation
+from sssd_hf.data.images import ImageError
+from sssd_hf.data.isolation import decode_all, describe_all
+from sssd_hf.data.preparation import Preparation, prepare_image
+
+SMALL = Preparation((8, 6))
+
+# A stand-in for pydicom that does what the file says. The child finds it by PYTHONPATH.
+FAKE_PYDICOM = """
+import ctypes, os, time
+def dcmread(stream, **kwargs):
+    order = stream.read()[132:].decode()
+    if order == "crash":
+        ctypes.string_at(0)
+    if order == "leave":
+        os._exit(7)
+    if order == "hang":
+        while True:
+            pass
+    if order == "fill":
+        [bytearray(2**28) for _ in range(2**10)]
+    if order == "print":
+        os.write(1, b"noise of a codec")
+        raise ValueError
+"""
+
+
+@pytest.fixture
+def hostile(tmp_path, monkeypatch):
+    """A function that writes a file which does something to the process that opens it."""
+    (tmp_path / "fake/pydicom").mkdir(parents=True)
+    (tmp_path / "fake/pydicom/__init__.py").write_text(FAKE_PYDICOM)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "fake"))
+
+    def write(order, name=None):
+        path = tmp_path / f"{name or order}.dcm"
+        path.write_bytes(b"\0" * 128 + b"DICM" + order.encode())
+        return path
+
+    return write
+
+
+def images(folder, count):
+    files = []
+    for i in range(count):
+        files.append(folder / f"{i}.png")
+        Image.new("L", (10 + i % 7, 12), i % 256).save(files[-1])
+    return files
+
+
+@pytest.mark.parametrize("workers", [1, 3, None])
+@pytest.mark.parametrize("count", [0, 1, 100])
+def test_in_order_and_equal_to_decoding_here(tmp_path, count, workers):
+    files = images(tmp_path, count)
+    results = list(decode_all(files, SMALL, workers))
+    assert [i for i, _ in results] == list(range(count))
+    for file, (_, pixels) in zip(files, results):
+        np.testing.assert_array_equal(pixels, prepare_image(file, SMALL))
+        pixels[:] = 0  # writable
+
+
+def test_every_kind_of_source(tmp_path):
+    file = images(tmp_path, 1)[0]
+    volume = save_nifti(
+        tmp_path / "a.nii.gz", np.arange(4 * 5 * 40, dtype=np.int16).reshape(4, 5, 40)
+    )
+    frames = encode(dicom(np.stack([ct_values(seed=i) for i in range(3)])))
+    odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff \n.png"))
+    file.rename(odd)
+    sources = [
+        odd,
+        str(odd),
+        odd.read_bytes(),
+        {"path": str(odd), "bytes": None},
+        {"path": "not there", "bytes": odd.read_bytes()},
+        *({"path": str(volume), "bytes": None, "frame": k} for k in range(40)),
+        *({"path": None, "bytes": frames, "frame": k} for k in range(3)),
+    ]
+    preparation = Preparation((8, 6), 3, "letterbox", ((0.0, 400.0),), "axial")
+    results = [pixels for _, pixels in decode_all(sources, preparation, 2)]
+    for source, pixels in zip(sources, results, strict=True):
+        np.testing.assert_array_equal(pixels, prepare_image(source, preparation))
+    described = [info["frames"] for _, info in describe_all([volume, odd, frames], "coronal", 2)]
+    assert described == [5, None, 3]
+
+
+def test_errors_are_those_of_decoding_here(tmp_path):
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "text.png").write_text("no image")
+    sources = [tmp_path / "empty.png", tmp_path / "text.png", tmp_path / "gone.png", tmp_path, b""]
+    sources.append({"path": None, "bytes": None})
+    sources.append({"path": str(images(tmp_path, 1)[0]), "frame": 3})
+    for source, (_, found) in zip(sources, decode_all(sources, SMALL), strict=True):
+        with pytest.raises(ImageError) as error:
+            prepare_image(source, SMALL)
+        assert isinstance(found, ImageError)
+        if source != b"":
+            assert str(found) == str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("order", "message"),
+    [
+        ("crash", r"died \(SIGSEGV\)"),
+        ("leave", "ended .exit status 7"),
+        ("hang", "not read within 1 seconds"),
+        ("fill", "MemoryError"),
+        ("print", "ValueError"),
+    ],
+)
+@pytest.mark.parametrize("ask", ["decode", "describe"])
+def test_a_hostile_file_costs_itself_alone(order, message, ask, hostile, tmp_path):
+    if order == "fill" and sys.platform != "linux":
+        pytest.skip("only Linux limits memory")
+    good = images(tmp_path, 40)
+    sources = [*good[:20], hostile(order), *good[20:], hostile(order, "again")]
+    limits = {"time_limit": 30 if order == "fill" else 1, "memory_limit": 2**29}
+    if ask == "decode":
+        results = list(decode_all(sources, SMALL, 2, **limits))
+    else:
+        results = list(describe_all(sources, "axial", 2, **limits))
+    assert [i for i, _ in results] == list(range(42))
+    bad = [result for _, result in results if isinstance(result, ImageError)]
+    assert len(bad) == 2
+    for i, name in ((20, f"{order}.dcm"), (41, "again.dcm")):
+        assert isinstance(results[i][1], ImageError)
+        assert name in str(results[i][1])
+    for error in bad:
+        assert re.search(message, str(error))
+
+
+def test_a_volume_that_hangs_is_tried_once(hostile, tmp_path):
+    """And not once a slice."""
+    path = str(hostile("hang"))
+    good = images(tmp_path, 3)
+    sources = [*({"path": path, "frame": k} for k in range(50)), *good]
+    start = time.monotonic()
+    results = [result for _, result in decode_all(sources, SMALL, 2, time_limit=1)]
+    assert time.monotonic() - start < 10
+    assert all("not read within 1 seconds" in str(result) for result in results[:50])
+    assert all(isinstance(result, np.ndarray) for result in results[50:])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits memory")
+def test_a_large_image_in_little_memory(tmp_path):
+    Image.new("1", (9_900, 9_900)).save(tmp_path / "large.png")
+    files = [tmp_path / "large.png", *images(tmp_path, 3)]
+    results = list(decode_all(files, Preparation((8, 6), 3), 1, memory_limit=300 * 2**20))
+    assert "MemoryError" in str(results[0][1])
+    assert [isinstance(r, ImageError) for _, r in results] == [True, False, False, False]
+    assert isinstance(next(decode_all(files[:1], Preparation((8, 6), 3)))[1], np.ndarray)
+
+
+def test_a_child_that_answers_wrongly_is_not_believed(tmp_path, monkeypatch):
+    child = tmp_path / "worker.py"
+    child.write_text(
+        "import sys, struct, json\n"
+        "def say(v, d=b'', n=None):\n"
+        "    t = json.dumps(v).encode()\n"
+        "    sys.stdout.buffer.write(struct.pack('<II', len(t), n or len(d)) + t + d)\n"
+        "    sys.stdout.buffer.flush()\n"
+        "say({})\n"
+        "head = sys.stdin.buffer.read(8)\n"
+        "request = sys.stdin.buffer.read(struct.unpack('<II', head)[0]).decode()\n"
+        "if '0.png' in request: say({'shape': [1, 8, 6]}, b'short')\n"
+        "if '1.png' in request: say({'shape': [1, 80, 60]}, b'x' * 4800)\n"
+        "if '2.png' in request: say({'shape': [1, 8, 6]}, n=2**31)\n"
+        "if '3.png' in request: say([1])\n"
+        "if '4.png' in request: say({})\n"
+        "if '5.png' in request: say({'shape': [1, 8, 6]}, bytes(48))\n"
+    )
+    monkeypatch.setattr(isolation, "__file__", str(tmp_path / "isolation.py"))
+    results = [r for _, r in decode_all(images(tmp_path, 6), SMALL, 1)]
+    assert all(isinstance(result, ImageError) for result in results[:5])
+    assert all("wrong answer" in str(result) for result in results[:5])
+    assert results[5].shape == (1, 8, 6)
+
+
+def test_a_child_that_does_not_start(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "no python"))
+    with pytest.raises(OSError, match="no python"):
+        list(decode_all(images(tmp_path, 3), SMALL))
+    (tmp_path / "false").write_text("#!/bin/sh\nexit 3\n")
+    (tmp_path / "false").chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "false"))
+    with pytest.raises(OSError, match=r"does not start.*exit status 3"):
+        list(decode_all(images(tmp_path, 3), SMALL))
+
+
+def running_workers():
+    mine = []
+    for task in Path("/proc/self/task").iterdir():
+        mine += (task / "children").read_text().split()
+    return [p for p in mine if b"worker.py" in Path(f"/proc/{p}/cmdline").read_bytes()]
+
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+
+
+@linux
+def test_no_child_is_left(tmp_path, hostile):
+    files = [hostile("hang"), *images(tmp_path, 60)]
+    results = decode_all(files[1:], SMALL, 2)
+    next(results)
+    assert running_workers()
+    results.close()  # the caller stops early
+    assert not running_workers()
+    start = time.monotonic()
+    results = decode_all([*files[1:20], files[0], *files[20:]], SMALL, 2)
+    next(results)
+    results.close()  # while one hangs
+    assert time.monotonic() - start < 10
+    assert not running_workers()
+    list(decode_all(files[1:], SMALL, 2))
+    assert not running_workers()
+
+
+PARENT = """
+import sys
+from sssd_hf.data.isolation import decode_all
+from sssd_hf.data.preparation import Preparation
+if __name__ == "__main__":
+    for i, pixels in decode_all(sys.argv[1:], Preparation((8, 6)), 1, time_limit=1):
+        print(i, flush=True)
+        sys.stdin.read()
+"""
+
+
+@linux
+@pytest.mark.parametrize("busy", [False, True])
+def test_children_die_with_their_parent(tmp_path, hostile, busy):
+    files = [*images(tmp_path, 16), *([hostile("hang")] if busy else [])]
+    source = str(Path(isolation.__file__).parents[2])
+    path = os.pathsep.join([os.environ["PYTHONPATH"], source])
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT, *map(str, files)],
+        env={**os.environ, "PYTHONPATH": path},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert parent.stdout.readline() == b"0\n"
+    (child,) = [
+        int(p)
+        for task in Path(f"/proc/{parent.pid}/task").iterdir()
+        for p in (task / "children").read_text().split()
+    ]
+    os.kill(parent.pid, signal.SIGKILL)
+    parent.wait()
+    deadline = time.monotonic() + 12  # a hanging one: its own clock, 1 + 5 seconds
+    stat = Path(f"/proc/{child}/stat")
+    while time.monotonic() < deadline:
+        if not stat.exists() or stat.read_text().split()[2] == "Z":
+            break
+        time.sleep(0.1)
+    else:
+        os.kill(child, signal.SIGKILL)
+        pytest.fail("the child outlived its parent")
+
+
+def test_a_child_imports_neither_torch_nor_transformers():
+    code = (
+        "import runpy, sys, io\n"
+        "sys.argv = ['worker.py', '5', '0' if sys.platform != 'linux' else str(2**32)]\n"
+        f"runpy.run_path({str(Path(isolation.__file__).with_name('worker.py'))!r}, "
+        "run_name='__main__')\n"
+        "print(sorted({'torch', 'transformers', 'datasets', 'pandas'} & set(sys.modules)), "
+        "'sssd_hf.data.preparation' in sys.modules, file=sys.stderr)\n"
+    )
+    child = subprocess.run(
+        [sys.executable, "-c", code], stdin=subprocess.DEVNULL, capture_output=True, check=True
+    )
+    assert child.stderr.decode().strip() == "[] True"
