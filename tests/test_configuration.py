@@ -11,6 +11,8 @@ from sssd_hf import DISTILLATION_PRESETS, SSSDConfig, SSSDForPreTraining, SSSDMo
 DINO = {"distillation_head": "dino", "distillation_distance": "cross_entropy"}
 # (field named by the message, value shown, part of what is allowed, the other fields)
 IMPOSSIBLE = [
+    ("preparation", {"size": [1, 2]}, "resize_mode", {}),
+    ("preparation", "letterbox", "resize_mode", {}),
     ("image_size", 33, "multiple of patch_size=8", {}),
     ("image_size", [32, 36], "multiple of patch_size=8", {}),
     ("image_size", [32, 32, 32], "(height, width)", {}),

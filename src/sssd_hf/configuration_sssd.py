@@ -102,6 +102,9 @@ class SSSDConfig(ViTMAEConfig):
         drop_path_rate: stochastic depth of the last layer, 0 <= rate < 1; rises linearly from 0.
         label_smoothing: 0 to 1, in the training loss of a single-label classifier.
         class_weights: one weight > 0 a class in the training loss, or None.
+        preparation: how images become arrays where `ViTImageProcessor` cannot say it (letterbox,
+            DICOM windows, slices of volumes): fields of `data.preparation.Preparation`; None: as
+            the processor does it.
         distillation_weight: lambda (additive) or p (convex) of the loss; 0 is plain MAE.
         distillation_weighting: `"additive"` L_rec + w L_sd, or `"convex"` (1 - w) L_rec + w L_sd.
         distillation_schedule: of the weight: `"linear_warmup"` over the first
@@ -143,6 +146,7 @@ class SSSDConfig(ViTMAEConfig):
     drop_path_rate: float | int = 0.0
     label_smoothing: float | int = 0.0
     class_weights: list[float | int] | None = None
+    preparation: dict[str, Any] | None = None
     distillation_weight: float | int = 0.2
     distillation_weighting: str = "additive"
     distillation_schedule: str = "linear_warmup"
@@ -238,6 +242,11 @@ class SSSDConfig(ViTMAEConfig):
             self._fail("num_channels", "1 (grey) or 3 (RGB)")
         if self.hidden_act not in ACT2FN:
             self._fail("hidden_act", ", ".join(map(repr, ACT2FN)))
+        fields = {"resize_mode", "windows", "slice_axis"}
+        if self.preparation is not None and not (
+            isinstance(self.preparation, dict) and set(self.preparation) <= fields
+        ):
+            self._fail("preparation", f"None, or a dict of {', '.join(sorted(fields))}")
         if self.num_labels < 1:
             self._fail("num_labels", "an integer >= 1")
         self._validate_shapes()

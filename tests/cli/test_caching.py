@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sssd_hf.cli import common, evaluate, finetune, pretrain
+from sssd_hf.cli import data as cli_data
+from sssd_hf.cli import evaluate, finetune, pretrain
 from sssd_hf.cli.arguments import DataArguments
+from sssd_hf.cli.data import load_data, load_stream, working_size
 from sssd_hf.data.cache import CACHES
 from sssd_hf.data.preparation import Preparation
 
@@ -100,13 +102,13 @@ def test_no_number_depends_on_the_cache(images, home, tmp_path):
 )
 def test_each_image_is_decoded_once_at_its_own_size(images, tmp_path, monkeypatch, argv, size):
     decoded = []
-    decode_once = common.decode_once
+    decode_once = cli_data.decode_once
 
     def spy(sources, preparation, *args, **kwargs):
         decoded.extend((source["path"], preparation.size) for source in sources)
         return decode_once(sources, preparation, *args, **kwargs)
 
-    monkeypatch.setattr(common, "decode_once", spy)
+    monkeypatch.setattr(cli_data, "decode_once", spy)
     argv = ["--data_dir", str(images), *MODEL, *TRAINING, *argv]
     pretrain.main([*argv, "--output_dir", str(tmp_path / "out")])
     expected = {(str(p), size) for p in (images / "train").rglob("*.png")}
@@ -116,10 +118,10 @@ def test_each_image_is_decoded_once_at_its_own_size(images, tmp_path, monkeypatc
 
 
 def test_the_working_size_has_the_models_proportions():
-    assert common.working_size((112, 112), None) == (140, 140)
-    assert common.working_size((64, 96), None) == (80, 120)
-    assert common.working_size((64, 96), 128) == (128, 192)
-    assert common.working_size((96, 64), 32) == (48, 32)
+    assert working_size((112, 112), None) == (140, 140)
+    assert working_size((64, 96), None) == (80, 120)
+    assert working_size((64, 96), 128) == (128, 192)
+    assert working_size((96, 64), 32) == (48, 32)
 
 
 def test_bad_files_stop_the_run_before_training(spoiled, tmp_path):
@@ -169,12 +171,12 @@ def test_a_stream_by_its_options(images, tmp_path):
     datasets.Dataset.from_list(rows, features=features).to_parquet(tmp_path / "shards/0.parquet")
     data = DataArguments(data_dir=str(tmp_path / "shards"), streaming=True, label_column_name="")
     place = SimpleNamespace(process_index=1, num_processes=2)
-    stream = common.load_stream(data, Preparation((8, 8)), 5, place)
+    stream = load_stream(data, Preparation((8, 8)), 5, place)
     batch = stream.read(17)
     assert sorted(batch.positions.tolist()) == list(range(1, 34, 2))
     assert batch.labels is None
     with pytest.raises(ValueError, match="--streaming"):
-        common.load_data(data)
+        load_data(data)
 
 
 @pytest.mark.slow

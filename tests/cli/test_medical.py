@@ -17,6 +17,7 @@ from medical_files import ct_values, dicom, encode, save_nifti
 from sssd_hf import SSSDConfig, SSSDForImageClassification
 from sssd_hf.cli import common, predict
 from sssd_hf.cli.arguments import parse
+from sssd_hf.cli.data import preparation_of
 from sssd_hf.data.preparation import Preparation
 
 VOLUME = np.random.default_rng(0).integers(-1200, 2500, (16, 16, 5)).astype(np.int16)
@@ -120,12 +121,12 @@ def test_options_before_the_checkpoints_before_the_defaults():
         for words in ([], ["--window", "-600/1500", "--slice_axis", "sagittal"])
     )
     size = (8, 8)
-    assert common.preparation_of(new, size, none) == Preparation(size, 3)
-    assert common.preparation_of(trained, size, none) == Preparation.from_dict(stored, size, 3)
-    assert common.preparation_of(trained, size) == Preparation.from_dict(stored, size, 3)
+    assert preparation_of(new, size, none) == Preparation(size, 3)
+    assert preparation_of(trained, size, none) == Preparation.from_dict(stored, size, 3)
+    assert preparation_of(trained, size) == Preparation.from_dict(stored, size, 3)
     expected = Preparation(size, 3, "letterbox", ((-600.0, 1500.0),), "sagittal")
-    assert common.preparation_of(trained, size, some) == expected
-    assert common.preparation_of(new, size, some).windows == ((-600.0, 1500.0),)
+    assert preparation_of(trained, size, some) == expected
+    assert preparation_of(new, size, some).windows == ((-600.0, 1500.0),)
 
 
 @pytest.mark.parametrize("words", [["--window", "liver"], ["--resize_mode", "zoom"]])

@@ -17,7 +17,8 @@ from PIL import Image
 from transformers import AutoImageProcessor
 
 from sssd_hf import SSSDConfig, SSSDForImageClassification
-from sssd_hf.cli.common import normalize, save_checkpoint
+from sssd_hf.cli.batches import normalize
+from sssd_hf.cli.common import save_checkpoint
 from sssd_hf.data import cache as cache_module
 from sssd_hf.data import store
 from sssd_hf.data.cache import Images, decode_once, free_memory

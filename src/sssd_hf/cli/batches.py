@@ -1,11 +1,16 @@
-"""From drawn images to what the model takes: augmented, mixed, normalised, with their seeds."""
+"""From images to what a model takes and gives: normalised, augmented, mixed batches; outputs of all
+images."""
 
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
 
 from ..data.augment import Augmentation, augment
 from ..data.cache import Images
@@ -14,7 +19,100 @@ from ..modeling_sssd import sample_uniform
 from ..training.feeds import Draw
 from ..training.seeding import image_seeds
 from .arguments import FinetuneAugmentation, PretrainAugmentation
-from .common import normalize
+
+
+@lru_cache
+def _on_device(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
+    """(1, channels, 1, 1); copied to the device once, since each copy makes the host wait."""
+    return torch.tensor(values, device=device).view(1, -1, 1, 1)
+
+
+def normalize(pixels: torch.Tensor, mean: list[float], std: list[float]) -> torch.Tensor:
+    """0 to 255 (uint8 or float) -> (x / 255 - mean) / std, fp32, as `ViTImageProcessor`."""
+    channels = pixels.shape[1]
+    mean_tensor = _on_device(tuple(mean[:channels]), pixels.device)
+    std_tensor = _on_device(tuple(std[:channels]), pixels.device)
+    return (pixels.float() / 255 - mean_tensor) / std_tensor
+
+
+def rank_batches(
+    count: int, batch_size: int, accelerator: Accelerator | None
+) -> Iterator[tuple[torch.Tensor, bool]]:
+    """(indices, whether they count) of this process's batches. Each process has as many, so that
+    all meet in the reductions of a sharded model; those in excess do not count."""
+    processes = accelerator.num_processes if accelerator else 1
+    rank = accelerator.process_index if accelerator else 0
+    batches = torch.arange(count).split(batch_size)
+    for turn in range(math.ceil(len(batches) / processes)):
+        place = turn * processes + rank
+        yield batches[min(place, len(batches) - 1)], place < len(batches)
+
+
+@torch.no_grad()
+def map_images(
+    function: Callable[[torch.Tensor], torch.Tensor],
+    width: int,
+    images: Images,
+    statistics: tuple[list[float], list[float]],
+    batch_size: int,
+    device: torch.device,
+    accelerator: Accelerator | None = None,
+    size: tuple[int, int] | None = None,
+) -> np.ndarray:
+    """(images, width) fp64: `function` of normalised images, with the evaluation transform; the
+    processes share the work and all get the whole. Images of another size than `size` are resized
+    to it."""
+    result = torch.zeros(len(images), width, device=device)
+    for index, real in rank_batches(len(images), batch_size, accelerator):
+        pixels = images.batch(index, device)
+        if size not in (None, pixels.shape[2:]):
+            pixels = F.interpolate(pixels.float(), size, mode="bilinear", antialias=True)
+        values = function(normalize(pixels, *statistics)).float()
+        if real:
+            result[index] = values
+    if accelerator and accelerator.num_processes > 1:
+        result = accelerator.reduce(result, "sum")
+    return result.double().cpu().numpy()
+
+
+def predict_probabilities(
+    model: torch.nn.Module,
+    images: Images,
+    statistics: tuple[list[float], list[float]],
+    batch_size: int,
+    accelerator: Accelerator | None = None,
+) -> np.ndarray:
+    """(images, classes) fp64 probabilities; see `map_images`."""
+    return map_images(
+        lambda pixel_values: model(pixel_values=pixel_values).logits.float().softmax(-1),
+        model.config.num_labels,
+        images,
+        statistics,
+        batch_size,
+        next(model.parameters()).device,
+        accelerator,
+    )
+
+
+def patch_features(
+    model: torch.nn.Module,
+    images: Images,
+    statistics: tuple[list[float], list[float]],
+    batch_size: int,
+    accelerator: Accelerator | None = None,
+) -> np.ndarray:
+    """(images, hidden_size) fp64: the mean of the encoder's patch tokens, all patches seen."""
+    grid, patch = model.config.grid_size, model.encoder.embeddings.patch
+    return map_images(
+        lambda pixel_values: model.encoder(pixel_values).last_hidden_state[:, 1:].mean(1),
+        model.config.hidden_size,
+        images,
+        statistics,
+        batch_size,
+        next(model.parameters()).device,
+        accelerator,
+        size=(grid[0] * patch[0], grid[1] * patch[1]),
+    )
 
 
 def augmentation_of(arguments: PretrainAugmentation) -> Augmentation:

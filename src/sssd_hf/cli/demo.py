@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 from . import common, evaluate, finetune, pretrain
+from .data import decode_split
 
 RECIPE = Path(__file__).parents[3] / "recipes" / "demo.yaml"
 
@@ -32,7 +33,7 @@ def score_thumbnails(data_dir: Path, finetuned: Path) -> dict[str, float]:
     splits = read_splits(finetuned / "splits.json", dataset)
     values = []
     for rows in (splits["train"] + splits["validation"], splits["test"]):
-        images = common.decode_split(dataset, rows, Preparation((64, 64), 1))
+        images = decode_split(dataset, rows, Preparation((64, 64), 1))
         values += [images.batch(torch.arange(len(images)), "cpu"), images.labels]
     return thumbnail_baselines(*values)
 

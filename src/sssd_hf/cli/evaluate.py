@@ -12,13 +12,14 @@ from typing import Any
 
 import torch
 
-from ..data.preparation import Preparation
 from ..data.sources import require_labels
 from ..evaluation.intervals import bootstrap_intervals
 from ..evaluation.metrics import classification_metrics, to_json
 from ..modeling_sssd import SSSDForImageClassification
 from . import common
 from .arguments import parse
+from .batches import predict_probabilities
+from .data import decode_split, groups_of, load_data, preparation_of, split_data
 
 logger = logging.getLogger("sssd_hf")
 
@@ -44,7 +45,14 @@ def main(argv: list[str] | None = None) -> int:
     common.check_checkpoint(arguments.model_name_or_path)
     model = SSSDForImageClassification.from_pretrained(arguments.model_name_or_path).eval()
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    dataset = common.load_data(data_arguments)
+    size = tuple(n * p for n, p in zip(model.config.grid_size, model.encoder.embeddings.patch))
+    preparation = preparation_of(model.config, size, data_arguments)
+    if preparation != preparation_of(model.config, size):
+        logger.warning(
+            "--window, --resize_mode or --slice_axis differ from those the model was trained with "
+            f"({preparation_of(model.config, size).to_dict()})"
+        )
+    dataset = load_data(data_arguments, preparation.slice_axis)
     names = require_labels(dataset)
     known = [model.config.id2label[i] for i in range(model.config.num_labels)]
     if not set(names) <= set(known):
@@ -52,9 +60,7 @@ def main(argv: list[str] | None = None) -> int:
             f"The data have the labels {', '.join(names)}; the model {arguments.model_name_or_path}"
             f" knows {', '.join(known)}. Evaluate on data with the model's labels."
         )
-    splits = common.split_data(
-        dataset, data_arguments, arguments.seed, arguments.model_name_or_path
-    )
+    splits = split_data(dataset, data_arguments, arguments.seed, arguments.model_name_or_path)
     rows = splits["test"]
     if not rows:
         raise ValueError(
@@ -62,24 +68,18 @@ def main(argv: list[str] | None = None) -> int:
             "finetune.py cut one (--train_test_split)."
         )
     warn_of_seen_images(Path(arguments.model_name_or_path) / "splits.json", dataset, rows)
-    size = tuple(n * p for n, p in zip(model.config.grid_size, model.encoder.embeddings.patch))
     output = Path(arguments.output_dir)
     (output / "bad_files.csv").unlink(missing_ok=True)
-    test = common.decode_split(
-        dataset,
-        rows,
-        Preparation(size, model.config.num_channels),
-        data_arguments,
-        title="test images",
-        output=output,
+    test = decode_split(
+        dataset, rows, preparation, data_arguments, title="test images", output=output
     )
     rows = test.rows.tolist()  # without the files left out by --skip_bad_files
     statistics = common.read_statistics(arguments.model_name_or_path, model.config.num_channels)
-    probabilities = common.predict_probabilities(
+    probabilities = predict_probabilities(
         model, test, statistics, arguments.per_device_eval_batch_size
     )
     labels = torch.tensor([known.index(names[i]) for i in test.labels]).numpy()
-    groups = common.groups_of(dataset, rows, data_arguments.group_column_name)
+    groups = groups_of(dataset, rows, data_arguments.group_column_name)
     metrics = classification_metrics(labels, probabilities)
     intervals = bootstrap_intervals(
         labels, probabilities, groups, num_resamples=arguments.num_resamples, seed=arguments.seed

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 
 from ..configuration_sssd import SSSDConfig
-from ..data.preparation import Preparation
 from ..data.sources import require_labels
 from ..evaluation.metrics import classification_metrics
 from ..modeling_sssd import SSSDForImageClassification
@@ -23,7 +22,15 @@ from ..training.checkpoints import gather, load_model
 from ..training.loop import Log, Stage
 from . import common
 from .arguments import ModelArguments, parse
-from .batches import Batches, augmentation_of, label_weights, mixing_of
+from .batches import Batches, augmentation_of, label_weights, mixing_of, predict_probabilities
+from .data import (
+    choose_rows,
+    load_data,
+    mark_preparation,
+    preparation_of,
+    split_data,
+    stored_slice_axis,
+)
 from .runs import (
     EarlyStopping,
     config_options,
@@ -146,13 +153,14 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     output = Path(training.output_dir)
     common.check_checkpoint(model_arguments.model_name_or_path)
-    dataset = common.load_data(data_arguments)
+    axis = stored_slice_axis(model_arguments.model_name_or_path, model_arguments.model_revision)
+    dataset = load_data(data_arguments, axis)
     names = require_labels(dataset)
     own = None if training.overwrite_output_dir else training.output_dir
-    splits = common.split_data(
+    splits = split_data(
         dataset, data_arguments, training.seed, own, model_arguments.model_name_or_path
     )
-    rows = common.choose_rows(splits["train"], data_arguments.max_train_samples, training.seed)
+    rows = choose_rows(splits["train"], data_arguments.max_train_samples, training.seed)
     labels = dataset.select(rows)["label"][:]
     weights = class_weights_of(training.class_weights, names, labels)
     model = build_model(model_arguments, training, names, weights)
@@ -167,7 +175,8 @@ def main(argv: list[str] | None = None) -> int:
         common.save_run(output, "finetune", arguments, dataset, splits, data_arguments)
         counts = ", ".join(f"{part} {len(part_rows)}" for part, part_rows in splits.items())
         logger.info(f"fine-tuning for {len(names)} classes ({', '.join(names)}); images: {counts}")
-    preparation = Preparation(size, config.num_channels)
+    preparation = preparation_of(config, size, data_arguments)
+    mark_preparation(config, preparation)
     images, validation, feed = open_images(
         dataset,
         splits,
@@ -203,7 +212,7 @@ def main(argv: list[str] | None = None) -> int:
     def evaluate(step: int) -> dict[str, float]:
         if validation is None:
             return {}
-        probabilities = common.predict_probabilities(
+        probabilities = predict_probabilities(
             model, validation, statistics, training.per_device_eval_batch_size, accelerator
         )
         values = classification_metrics(validation.labels.cpu().numpy(), probabilities)

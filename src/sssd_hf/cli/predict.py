@@ -30,6 +30,8 @@ from ..data.preparation import Preparation
 from ..modeling_sssd import SSSDForImageClassification
 from . import common
 from .arguments import parse
+from .batches import predict_probabilities
+from .data import preparation_of
 
 logger = logging.getLogger("sssd_hf")
 
@@ -157,7 +159,7 @@ def main(argv: list[str] | None = None) -> int:
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     config = model.config
     size = tuple(n * p for n, p in zip(config.grid_size, model.encoder.embeddings.patch))
-    preparation = common.preparation_of(config, size)
+    preparation = preparation_of(config, size)
     statistics = common.read_statistics(arguments.model_name_or_path, config.num_channels)
     names = [config.id2label[i] for i in range(config.num_labels)]
     failures: dict[Path, str] = {}
@@ -167,7 +169,7 @@ def main(argv: list[str] | None = None) -> int:
     count = 0
     batches = readable_batches(slices, preparation, arguments.per_device_eval_batch_size, failures)
     for batch, images in batches:
-        probabilities = common.predict_probabilities(model, images, statistics, len(images))
+        probabilities = predict_probabilities(model, images, statistics, len(images))
         for image, row in zip(batch, probabilities.tolist()):
             writer.write(image, row)
         count += len(batch)

@@ -14,13 +14,20 @@ import torch
 
 from ..configuration_sssd import DISTILLATION_PRESETS, SSSDConfig
 from ..data.cache import Images
-from ..data.preparation import Preparation
 from ..modeling_sssd import SSSDForPreTraining
 from ..training.loop import Log, LoopSettings, Stage
 from ..training.seeding import image_seeds
 from . import common
 from .arguments import DistillationArguments, ModelArguments, PretrainTraining, parse
-from .batches import Batches, augmentation_of
+from .batches import Batches, augmentation_of, normalize, patch_features, rank_batches
+from .data import (
+    choose_rows,
+    load_data,
+    mark_preparation,
+    preparation_of,
+    split_data,
+    stored_slice_axis,
+)
 from .runs import (
     EarlyStopping,
     config_options,
@@ -62,8 +69,8 @@ def held_out_losses(
     """Losses on held-out images, whole and with one fixed mask each, and the reconstruction loss as
     a share of what predicting every patch's mean costs."""
     sums = torch.zeros(4, device=images.rows.device, dtype=torch.float64)
-    for index, real in common.rank_batches(len(images), batch_size, accelerator):
-        pixel_values = common.normalize(images.batch(index, sums.device), *statistics)
+    for index, real in rank_batches(len(images), batch_size, accelerator):
+        pixel_values = normalize(images.batch(index, sums.device), *statistics)
         seeds = image_seeds(0, 0, images.rows[index.to(sums.device)], "evaluate")
         output = model(pixel_values, sample_seeds=seeds)
         target = model.patchify(pixel_values)
@@ -123,7 +130,7 @@ def probe_features(
     chosen = torch.arange(0, len(images), max(1, len(images) // limit))
     train = images.select(chosen)
     features = [
-        common.patch_features(model, part, statistics, batch_size, accelerator)
+        patch_features(model, part, statistics, batch_size, accelerator)
         for part in (train, held_out)
     ]
     labels = [part.labels.cpu().numpy() for part in (train, held_out)]
@@ -168,7 +175,7 @@ def write_reconstructions(
 
     chosen = torch.linspace(0, len(images) - 1, min(count, len(images))).long()
     chosen = chosen.to(images.rows.device)
-    pixel_values = common.normalize(images.batch(chosen, chosen.device), *statistics)
+    pixel_values = normalize(images.batch(chosen, chosen.device), *statistics)
     seeds = image_seeds(0, 0, images.rows[chosen], "evaluate")
     output = model(pixel_values, sample_seeds=seeds)
     target, predicted = model.patchify(pixel_values), output.logits.float()
@@ -202,12 +209,13 @@ def main(argv: list[str] | None = None) -> int:
     common.check_checkpoint(model_arguments.model_name_or_path)
     dataset, splits, rows = None, {}, []
     if not data_arguments.streaming:
-        dataset = common.load_data(data_arguments)
+        axis = stored_slice_axis(model_arguments.model_name_or_path, model_arguments.model_revision)
+        dataset = load_data(data_arguments, axis)
         if "label" in dataset.column_names and len(set(dataset["label"][:])) < 2:
             dataset = dataset.remove_columns("label")  # one folder of images is no class
         own = None if training.overwrite_output_dir else training.output_dir
-        splits = common.split_data(dataset, data_arguments, training.seed, own)
-        rows = common.choose_rows(splits["train"], data_arguments.max_train_samples, training.seed)
+        splits = split_data(dataset, data_arguments, training.seed, own)
+        rows = choose_rows(splits["train"], data_arguments.max_train_samples, training.seed)
     model = build_model(model_arguments, losses)
     config = model.config
     size = tuple(n * p for n, p in zip(config.grid_size, model.encoder.embeddings.patch))
@@ -221,7 +229,8 @@ def main(argv: list[str] | None = None) -> int:
             f"{len(splits.get('validation', []))} held out; "
             f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters"
         )
-    preparation = Preparation(size, config.num_channels)
+    preparation = preparation_of(config, size, data_arguments)
+    mark_preparation(config, preparation)
     images, held_out, feed = open_images(
         dataset, splits, rows, preparation, data_arguments, training, accelerator
     )

@@ -23,15 +23,8 @@ from ..training.feeds import Ahead, ImageFeed, StreamFeed
 from ..training.loop import Log, LoopSettings, Stage, train
 from ..training.optimization import cosine_with_warmup, parameter_groups
 from .arguments import DataArguments, ModelArguments, TrainingArguments, as_dict
-from .common import (
-    decode_split,
-    hold_out,
-    load_stream,
-    save_checkpoint,
-    versions,
-    working_size,
-    write_json,
-)
+from .common import save_checkpoint, versions, write_json
+from .data import decode_split, hold_out, load_stream, working_size
 
 logger = logging.getLogger("sssd_hf")
 
