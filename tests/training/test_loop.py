@@ -3,6 +3,7 @@
 import json
 import math
 import threading
+import time
 from contextlib import nullcontext
 from functools import partial
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 
 from sssd_hf import SSSDConfig, SSSDForImageClassification, SSSDForPreTraining
+from sssd_hf.training.checkpoints import Checkpoints
 from sssd_hf.training.feeds import ImageFeed
 from sssd_hf.training.loop import Log, LoopSettings, Stage, train
 from sssd_hf.training.optimization import cosine_with_warmup
@@ -374,6 +376,56 @@ def test_shares_of_processes_give_the_reference(preset):
     losses, _ = reference(expected, steps, 12, pretraining_loss, after_step)
     for model, log in zip(models, logs):
         check_equal(model, expected, [r["loss"] for r in log.records], losses)
+
+
+@pytest.mark.parametrize("disk", ["free", "full"])
+def test_a_checkpoint_by_time_is_written_once_a_time(disk, tmp_path, monkeypatch):
+    """All processes start their clocks anew, not only the one that writes; a full disk is tried no
+    more often."""
+    clock, steps, threads = SimpleNamespace(now=time.monotonic()), 30, Threads(2)
+    monkeypatch.setattr("sssd_hf.training.checkpoints.time.monotonic", lambda: clock.now)
+    folder, tried, errors = tmp_path / "checkpoints", [], []
+    save = Checkpoints.save
+
+    def saved(self, step, *rest):
+        tried.append(step)
+        if disk == "full":
+            raise OSError("No space left on device")
+        return save(self, step, *rest)
+
+    monkeypatch.setattr(Checkpoints, "save", saved)
+
+    def work(rank):
+        model, settings = classifier(), LoopSettings(steps)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=RATE)
+        threads.average_gradients(rank, optimizer)
+        schedule, feed, stage = schedule_of(settings), feed_of(2, 1, 2, rank), finetuning_stage()
+        make = stage.make_batch
+
+        def slow(draw):
+            clock.now += 5  # by each of two processes: 10 seconds a step
+            return make(draw)
+
+        stage.make_batch = slow
+        kept = Checkpoints(folder, every_minutes=1)
+        try:
+            accelerator = threads.accelerator(rank)
+            train(
+                *(accelerator, model, optimizer, schedule, feed, stage, settings, Log(None)),
+                checkpoints=kept,
+            )
+        except Exception as error:
+            errors.append(error)
+            threads.barrier.abort()
+
+    running = [threading.Thread(target=work, args=(rank,)) for rank in range(2)]
+    for thread in running:
+        thread.start()
+    for thread in running:
+        thread.join()
+    assert not errors, errors
+    assert 3 <= len(tried) <= 5, tried
+    assert min(later - step for step, later in zip(tried, tried[1:])) >= 6
 
 
 def test_log_is_json_lines(accelerator, tmp_path):

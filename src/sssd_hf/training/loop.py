@@ -230,6 +230,7 @@ def train(
             if checkpoints and (stop or save):
                 state = collect_state(accelerator, plain, optimizer, feed, stage, average, progress)
                 _save(accelerator, checkpoints, progress.step, *state, options, must=stop)
+                flags.clear()  # else what was wished before the save would be granted after it
             if stop:
                 raise Interrupted(
                     f"stopped by {signals.received or 'a signal to another process'} after step "
@@ -310,5 +311,6 @@ def _save(accelerator, checkpoints, step, tensors, values, options, must) -> Non
                 + (f"the last one is {kept[0]}" if kept else "there is none yet")
             )
             failed.fill_(1.0)
+    checkpoints.restart_clock()
     if accelerator.reduce(failed, "sum").item() and must:
         raise OSError(f"stopped after step {step}, but its state could not be saved (see above)")
