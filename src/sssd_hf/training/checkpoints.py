@@ -222,6 +222,14 @@ def like(value: torch.Tensor, pattern: torch.Tensor) -> torch.Tensor:
     return value
 
 
+def reshard(model: nn.Module) -> None:
+    """Let go of the whole weights that FSDP2 keeps after a forward without a backward; the next
+    forward would use them, whatever has been written to the sharded ones since."""
+    for module in model.modules():
+        if hasattr(module, "reshard"):
+            module.reshard()
+
+
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict:
     """AdamW's state as `PARAMETER/KEY` -> tensor on the CPU."""
     states = getattr(optimizer, "optimizer", optimizer).state

@@ -24,7 +24,7 @@ from torch import nn
 from tqdm import tqdm
 
 from .averaging import WeightAverage
-from .checkpoints import CheckpointError, Checkpoints
+from .checkpoints import CheckpointError, Checkpoints, reshard
 from .feeds import Draw, ImageFeed
 from .optimization import set_learning_rate
 from .signals import Interrupted, StopSignals
@@ -228,6 +228,7 @@ def train(
                 model.eval()
                 with average.applied() if average else nullcontext():
                     metrics = stage.evaluate(progress.step)
+                    reshard(plain)
                 model.train()
                 progress.evaluating += time.perf_counter() - started
                 if metrics:
