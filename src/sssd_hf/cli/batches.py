@@ -72,7 +72,7 @@ def map_images(
             result[index] = values
     if accelerator and accelerator.num_processes > 1:
         result = accelerator.reduce(result, "sum")
-    return result.double().cpu().numpy()
+    return result.cpu().double().numpy()  # Apple's GPUs have no fp64
 
 
 def predict_probabilities(
