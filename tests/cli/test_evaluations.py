@@ -6,10 +6,12 @@ import pytest
 import torch
 
 from sssd_hf import SSSDConfig, SSSDForPreTraining
-from sssd_hf.cli import pretrain
+from sssd_hf.cli import pretrain, runs
+from sssd_hf.cli.arguments import DataArguments, PretrainTraining
 from sssd_hf.cli.common import check_sharding
 from sssd_hf.cli.finetune import class_weights_of
 from sssd_hf.data.cache import Images
+from sssd_hf.data.preparation import Preparation
 from sssd_hf.evaluation.probes import probe
 
 SIZES = {
@@ -63,6 +65,20 @@ def test_images_and_model_may_lie_on_two_devices(model, function, tmp_path):
         path = tmp_path / "reconstructions.png"
         pretrain.write_reconstructions(model, images, STATISTICS, path)
         assert path.stat().st_size > 0
+
+
+@pytest.mark.parametrize("pixels", ["cpu", "meta", None])
+def test_indices_are_drawn_where_the_pixels_lie(monkeypatch, pixels):
+    """With pixels on the host and indices on a GPU each batch would make the host wait."""
+    data = None if pixels is None else torch.empty(9, 1, 8, 8, dtype=torch.uint8, device=pixels)
+    images = Images(torch.arange(9), None, data)
+    monkeypatch.setattr(runs, "decode_split", lambda *arguments: images)
+    accelerator = SimpleNamespace(num_processes=1, process_index=0, device=torch.device("meta"))
+    feed = runs.open_images(
+        *(object(), {"validation": []}, list(range(9)), Preparation((8, 8), 1)),
+        *(DataArguments(), PretrainTraining(), accelerator),
+    )[2]
+    assert torch.device(feed.device) == torch.device(pixels or "cpu")
 
 
 def test_black_held_out_images_stop_no_run(model):

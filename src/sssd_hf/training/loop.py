@@ -234,7 +234,10 @@ def train(
                 if metrics:
                     log.write({"step": progress.step, "epoch": draws.epoch, **metrics})
                 progress.ended_early = not done and stage.finished()
+            if accelerator.num_processes == 1:  # a signal during the evaluation costs no more steps
+                stop = signals.received is not None
             if checkpoints and (stop or save):
+                _fetch(accelerator, waiting, progress, feed, stage, checkpoints)
                 state = collect_state(accelerator, plain, optimizer, feed, stage, average, progress)
                 _save(accelerator, checkpoints, progress.step, *state, options, must=stop)
                 flags.clear()  # else what was wished before the save would be granted after it
