@@ -455,6 +455,34 @@ def test_a_signal_costs_no_step_after_it(accelerator, tmp_path, moment):
     assert len(state["progress"]["unlogged"]) == state["progress"]["step"] == 4
 
 
+def test_each_process_resumes_its_own_random_state(accelerator, tmp_path, monkeypatch):
+    """Attention dropout draws from torch's generator, as often as a process has images."""
+    other = torch.Generator().manual_seed(9).get_state()
+
+    def two(mine):
+        return [
+            *mine,
+            {"cpu": other} if isinstance(mine[0], dict) and "cpu" in mine[0] else mine[0],
+        ]
+
+    monkeypatch.setattr("sssd_hf.training.state.gather_object", two)
+    states = []
+    for rank, resume in ((0, None), (0, "latest"), (1, "latest")):
+        torch.manual_seed(4)
+        expected = torch.get_rng_state()
+        monkeypatch.setattr(type(accelerator), "process_index", rank)
+        model = classifier()
+        torch.set_rng_state(torch.Generator().manual_seed(5).get_state() if resume else expected)
+        run(
+            *(accelerator, model, finetuning_stage(), LoopSettings(2), feed_of(8)),
+            checkpoints=Checkpoints(tmp_path, every_steps=2),
+            resume=resume,
+        )
+        states.append(torch.get_rng_state())
+    assert torch.equal(states[1], states[0])
+    assert torch.equal(states[2], other)
+
+
 def test_resuming_before_the_first_checkpoint_starts_the_log_anew(accelerator, tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "loss": 9.0}\n{"step": 2, "lo')  # of a run that was killed

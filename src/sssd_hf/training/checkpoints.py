@@ -2,8 +2,9 @@
 
     OUTPUT_DIR/checkpoints/step-00001200/
         model.safetensors     the weights, as `SSSDForPreTraining` and the classifier load them
-        optimizer.safetensors AdamW's moments by parameter name, and other groups of tensors alike
-        state.json            step, schedule cursor, scaler, random state, options, log position
+        optimizer.safetensors AdamW's moments by parameter name, and other groups of tensors alike:
+                              the average, the best weights so far, random states
+        state.json            steps done, scaler, place in a stream, early stopping, options
         manifest.json         size and SHA-256 of each file; written last
 
 A folder is written under a temporary name, synced and renamed; no file is a pickle.
