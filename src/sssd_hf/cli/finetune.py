@@ -69,8 +69,8 @@ def class_weights_of(option: str, names: list[str], labels: list[int]) -> list[f
         weights = []
     if len(weights) != len(names) or not all(0 < weight < math.inf for weight in weights):
         raise ValueError(
-            f"--class_weights {option}: expected none, balanced, or {len(names)} positive numbers by "
-            f"comma, for {', '.join(names)} in this order."
+            f"--class_weights {option}: expected none, balanced, or {len(names)} positive numbers "
+            f"by comma, for {', '.join(names)} in this order."
         )
     return weights
 

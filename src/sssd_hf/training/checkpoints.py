@@ -55,8 +55,8 @@ class Checkpoints:
         return self.every_minutes > 0 and time.monotonic() - self._last > 60 * self.every_minutes
 
     def restart_clock(self) -> None:
-        """By all processes after each attempt: one that never writes must not ask again at once, nor
-        is a full disk to be tried at every step."""
+        """After each attempt, on all processes: one that never writes must not ask again at once,
+        nor is a full disk to be tried at every step."""
         self._last = time.monotonic()
 
     def due_by_step(self, step: int) -> bool:

@@ -261,8 +261,8 @@ def _check_agreement(step: int) -> None:
     steps = gather_object([step])
     if len(set(steps)) > 1:
         raise CheckpointError(
-            f"--resume_from_checkpoint: the processes go on from the steps {steps}; expected the same "
-            "one. All must see the same --output_dir: put it on a drive that all machines share."
+            f"--resume_from_checkpoint: the processes go on from the steps {steps}; expected the "
+            "same one. All must see the same --output_dir: put it on a drive that all machines share."
         )
 
 
