@@ -8,6 +8,7 @@ import threading
 import time
 from contextlib import nullcontext
 from functools import partial
+from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
@@ -429,7 +430,7 @@ def test_a_checkpoint_by_time_is_written_once_a_time(disk, tmp_path, monkeypatch
         thread.join()
     assert not errors, errors
     assert 3 <= len(tried) <= 5, tried
-    assert min(later - step for step, later in zip(tried, tried[1:])) >= 6
+    assert min(later - step for step, later in pairwise(tried)) >= 6
 
 
 @pytest.mark.parametrize("moment", ["evaluate", "make_batch"])
