@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from .images import ImageError
-from .isolation import decode_all
+from .isolation import Decoders, decode_all
 from .preparation import Preparation
 
 logger = logging.getLogger(__name__)
@@ -206,6 +206,7 @@ class ImageStream:
         self.skipped = 0  # unreadable images so far
         self._reader = ThreadPoolExecutor(1)  # reads and decodes one block ahead
         self._ahead: Future | None = None
+        self._decoders = Decoders()
         self._go_to({"epoch": 0, "block": 0, "first": 0, "start": None, "offset": 0})
 
     def read(self, n: int) -> StreamBatch:
@@ -262,6 +263,7 @@ class ImageStream:
     def close(self) -> None:
         """Stop reading ahead."""
         self._reader.shutdown(wait=True, cancel_futures=True)
+        self._decoders.close()
 
     def _go_to(self, place: dict) -> None:
         if self._ahead is not None and not self._ahead.cancel():
@@ -315,7 +317,8 @@ class ImageStream:
 
     def _decode(self, chunk, epoch, number, first, start) -> _Block:
         pixels, bad = {}, []
-        for i, result in decode_all(_fetch([item["image"] for item in chunk]), self.preparation):
+        sources = _fetch([item["image"] for item in chunk])
+        for i, result in decode_all(sources, self.preparation, keep=self._decoders):
             if isinstance(result, ImageError):
                 bad.append(f"{result} (image {(first + i) * self.world + self.rank} of the stream)")
             else:
