@@ -263,7 +263,7 @@ def test_kept_children_serve_call_after_call(tmp_path, hostile):
     assert not running_workers(), "closed is closed"
     decoders = Decoders()
     decode(files)
-    del decoders, decode  # nobody holds it any more
+    decoders = None  # nobody holds it any more
     gc.collect()
     assert not running_workers()
 
@@ -295,12 +295,14 @@ def right(files):
 def workers(pid):
     return open(f"/proc/{pid}/task/{pid}/children").read().split()
 if __name__ == "__main__":
+    signal.alarm(100)
     decoders, files = Decoders(), sys.argv[1:]
     assert right(files)
     busy = decode_all(files, Preparation((8, 6)), 1, keep=Decoders())
     next(busy)
     child = os.fork()
     if child == 0:
+        signal.alarm(100)
         ok = right(files)  # while the parent decodes too
         print("forked", ok, flush=True)
         sys.stdin.read()  # stays, with what it inherited, after its parent
