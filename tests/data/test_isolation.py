@@ -204,8 +204,24 @@ def test_a_child_that_does_not_start(tmp_path, monkeypatch):
         list(decode_all(images(tmp_path, 3), SMALL))
 
 
+@pytest.fixture(autouse=True)
+def others():
+    """Children that were there before the test, of streams that earlier tests left open."""
+    OTHERS.clear()
+    OTHERS.update(all_workers())
+
+
+OTHERS = set()
+
+
 def running_workers():
+    return [p for p in all_workers() if p not in OTHERS]
+
+
+def all_workers():
     mine = []
+    if sys.platform != "linux":
+        return mine
     for task in Path("/proc/self/task").iterdir():
         mine += (task / "children").read_text().split()
     return [p for p in mine if b"worker.py" in Path(f"/proc/{p}/cmdline").read_bytes()]

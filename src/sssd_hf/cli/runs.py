@@ -206,20 +206,23 @@ def fit(
         plain = {k: v if isinstance(v, (int, float)) else str(v) for k, v in options.items()}
         accelerator.init_trackers("sssd_hf", plain)
         log.tracker = accelerator.log
-    speed = train(
-        accelerator,
-        wrapped,
-        optimizer,
-        partial(cosine_with_warmup, warmup_steps=warmup, total_steps=settings.total_steps),
-        feed,
-        stage,
-        settings,
-        log,
-        average,
-        checkpoints,
-        training.resume_from_checkpoint,
-        {**options, "num_train_images": feed.num_images},
-    )
+    try:
+        speed = train(
+            accelerator,
+            wrapped,
+            optimizer,
+            partial(cosine_with_warmup, warmup_steps=warmup, total_steps=settings.total_steps),
+            feed,
+            stage,
+            settings,
+            log,
+            average,
+            checkpoints,
+            training.resume_from_checkpoint,
+            {**options, "num_train_images": feed.num_images},
+        )
+    finally:
+        feed.close()
     if average:
         average.copy_to_model()
     if training.report_to != "none":
