@@ -285,6 +285,20 @@ def test_kept_children_serve_call_after_call(tmp_path, hostile):
 
 
 @linux
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1"])
+def test_signals_to_the_group_leave_it_to_the_parent(tmp_path, name):
+    """Clusters send the warning of preemption to every process of a job."""
+    decoders, files = Decoders(), images(tmp_path, 3)
+    for _ in range(2):
+        results = [pixels for _, pixels in decode_all(files, SMALL, 1, keep=decoders)]
+        np.testing.assert_array_equal(results, [prepare_image(file, SMALL) for file in files])
+        (child,) = running_workers()
+        os.kill(int(child), getattr(signal, name))
+    assert running_workers() == [child]
+    decoders.close()
+
+
+@linux
 def test_two_threads_share_kept_children(tmp_path):
     files, decoders = images(tmp_path, 60), Decoders()
     expected = [prepare_image(file, SMALL) for file in files]
