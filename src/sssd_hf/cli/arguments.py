@@ -108,6 +108,11 @@ class DataArguments:
         "Read --dataset_name, or shards in --data_dir (WebDataset *.tar, or Parquet files with "
         "images inside), as a stream: for sets that fit no disk.",
     )
+    label_names: str | None = option(
+        None,
+        "Names of a stream's classes by comma, in the order of their numbers 0, 1, ..., where the "
+        "stream has none (fine-tuning on WebDataset shards).",
+    )
     shuffle_buffer_size: int = option(
         1000, "Images of a stream that are read ahead and shuffled among each other."
     )
@@ -121,6 +126,10 @@ class DataArguments:
         )
         if self.window is not None:
             parse_windows(self.window)
+        if self.label_names is not None and not self.streaming:
+            raise ValueError(
+                "--label_names is for --streaming; a folder or table has its labels' names in it."
+            )
 
 
 @dataclass

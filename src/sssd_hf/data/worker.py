@@ -32,7 +32,11 @@ def restart_clock(seconds: float) -> None:
 
 def main() -> None:
     time_limit, memory_limit = float(sys.argv[1]), int(sys.argv[2])
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which then ends this
+    # these are for the parent, which may save first, and ends this; a terminal and a cluster send
+    # them to the whole group
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a codec prints must not get between the answers
     # the package without its __init__, which imports torch
