@@ -134,6 +134,18 @@ def test_only_so_many_are_kept(tmp_path):
     assert len(every.found()) == 3
 
 
+@pytest.mark.parametrize("limit", [0, 1, 2])
+def test_a_run_taken_back_to_an_earlier_step_keeps_what_it_writes(two, limit):
+    """The later one, damaged or of another course of the run, is neither kept in the new one's
+    place nor taken for the latest."""
+    (two.folder / "step-00000010/state.json").write_text("{")
+    two.limit = limit
+    two.save(7, some_tensors(7), {})
+    assert two.load_latest()[1]["step"] == 7
+    names = [folder.name for folder in two.found()]
+    assert names == (["step-00000007"] if limit == 1 else ["step-00000007", "step-00000005"])
+
+
 def test_leftovers_of_a_killed_process_are_no_checkpoints(two):
     half = two.folder / ".writing-00000015-1"
     shutil.copytree(two.folder / "step-00000010", half)

@@ -92,7 +92,7 @@ def build_model(
         "drop_path_rate": 0.0 if training.freeze_encoder else training.drop_path_rate,
         "label_smoothing": training.label_smoothing,
         "pooling": training.pooling,
-        **({} if class_weights is None else {"class_weights": class_weights}),
+        "class_weights": class_weights,  # None too: not those of the checkpoint's own training
         **config_options(model),
     }
     name = model.model_name_or_path
@@ -218,7 +218,7 @@ def main(argv: list[str] | None = None) -> int:
     class_weights = class_weights.to(accelerator.device)
 
     best = BestCheckpoint(training.metric_for_best_model)
-    stopping = EarlyStopping(training.early_stopping_patience)
+    stopping = EarlyStopping(training.early_stopping_patience, validation)
 
     make_batch = batches.augmented
     if mixing:

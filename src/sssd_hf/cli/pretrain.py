@@ -243,7 +243,7 @@ def main(argv: list[str] | None = None) -> int:
         statistics,
         accelerator.device,
     )
-    stopping = EarlyStopping(training.early_stopping_patience)
+    stopping = EarlyStopping(training.early_stopping_patience, held_out)
 
     def log_values(output: Any) -> dict[str, torch.Tensor]:
         values = {"reconstruction_loss": output.reconstruction_loss}

@@ -134,9 +134,18 @@ def warmup_steps(training: TrainingArguments, settings: LoopSettings, per_epoch:
 
 
 class EarlyStopping:
-    """Whether a score has not got better for `patience` evaluations; 0: never."""
+    """Whether a score has not got better for `patience` evaluations; 0: never.
 
-    def __init__(self, patience: int):
+    Raises:
+        ValueError: there are no images to evaluate on.
+    """
+
+    def __init__(self, patience: int, held_out: Images | None):
+        if patience and held_out is None:
+            raise ValueError(
+                f"--early_stopping_patience {patience}: there are no held-out images to evaluate "
+                "on. Give a --train_val_split above 0 or a --validation_split, or leave it out."
+            )
         self.patience, self.best, self.since = patience, -math.inf, 0
 
     def offer(self, score: float) -> None:

@@ -57,7 +57,8 @@ class Checkpoints:
         return self.every_steps > 0 and step % self.every_steps == 0
 
     def save(self, step: int, tensors: Tensors, state: dict[str, Any]) -> Path:
-        """Write the checkpoint of a step (number of steps done), then remove the oldest ones.
+        """Write the checkpoint of a step (number of steps done), then remove the oldest ones, and
+        those of later steps.
 
         Raises:
             OSError: it could not be written (a full disk); what was there before is intact.
@@ -87,6 +88,9 @@ class Checkpoints:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
         self._last = time.monotonic()
+        # later ones are damaged, or of what the run did before it was taken back to an earlier step
+        for later in [folder for folder in self.found() if folder.name > final.name]:
+            _remove(later)
         if self.limit:
             for old in self.found()[self.limit :]:
                 _remove(old)
@@ -131,6 +135,11 @@ def read_checkpoint(folder: Path) -> tuple[Tensors, dict[str, Any]]:
     Raises:
         CheckpointError: a file is missing, shorter, altered, or of a newer format.
     """
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"{folder}: there is no such folder; expected 'latest', or the folder of a checkpoint, "
+            "such as OUTPUT_DIR/checkpoints/step-00001200"
+        )
     try:
         manifest = json.loads((folder / "manifest.json").read_text())
         for name, expected in manifest.items():

@@ -76,9 +76,10 @@ def restore_state(
         )
     load_model(plain, tensors["model"])
     load_optimizer(plain, optimizer, tensors["optimizer"])
-    if average:
-        for name, value in tensors["average"].items():
-            average.values[name].copy_(like(value, average.values[name]))
+    if average:  # begun before, or now: then from the weights that were loaded
+        earlier = {**tensors["model"], **tensors.get("average", {})}
+        for name, value in average.values.items():
+            value.copy_(like(earlier[name], value))
     torch.set_rng_state(tensors["random"]["cpu"])
     if "cuda" in tensors["random"] and accelerator.device.type == "cuda":
         torch.cuda.set_rng_state(tensors["random"]["cuda"], accelerator.device)
