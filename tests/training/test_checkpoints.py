@@ -2,8 +2,10 @@
 
 import errno
 import json
+import os
 import resource
 import shutil
+import stat
 from pathlib import Path
 
 import pytest
@@ -135,15 +137,61 @@ def test_only_so_many_are_kept(tmp_path):
 
 
 @pytest.mark.parametrize("limit", [0, 1, 2])
-def test_a_run_taken_back_to_an_earlier_step_keeps_what_it_writes(two, limit):
-    """The later one, damaged or of another course of the run, is neither kept in the new one's
-    place nor taken for the latest."""
-    (two.folder / "step-00000010/state.json").write_text("{")
-    two.limit = limit
-    two.save(7, some_tensors(7), {})
-    assert two.load_latest()[1]["step"] == 7
-    names = [folder.name for folder in two.found()]
-    assert names == (["step-00000007"] if limit == 1 else ["step-00000007", "step-00000005"])
+def test_going_on_from_an_older_one_leaves_no_later_ones(tmp_path, limit):
+    """A damaged later one, or one of other options, is neither kept in place of what is written now
+    nor found as the latest."""
+    every = Checkpoints(tmp_path, limit=0)
+    for step in (5, 10, 20, 30):
+        every.save(step, some_tensors(step), {})
+    (tmp_path / "step-00000010 copy").mkdir()  # of the user
+    for name in ("step-00000020", "step-00000030"):
+        (tmp_path / name / "model.safetensors").write_bytes(b"")
+    checkpoints = Checkpoints(tmp_path, limit=limit)
+    assert checkpoints.load_latest()[1]["step"] == 10
+    checkpoints.save(15, some_tensors(15), {})
+    kept = [15, 10, 5][: limit or None]
+    assert [folder.name for folder in every.found()] == [f"step-{step:08d}" for step in kept]
+    assert every.load_latest()[1]["step"] == 15
+    assert (tmp_path / "step-00000010 copy").is_dir()
+
+
+def test_a_checkpoint_that_cannot_be_replaced_stays(two, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "save_file", full)
+        with pytest.raises(OSError, match="No space left"):
+            two.save(10, some_tensors(11), {})
+    check_same(two.load_latest()[0], some_tensors(10))
+    two.save(10, some_tensors(11), {})
+    check_same(two.load_latest()[0], some_tensors(11))
+
+
+def test_what_is_synced_is_open_for_writing(two, monkeypatch):
+    """Windows syncs no file that is open for reading alone."""
+    fcntl = pytest.importorskip("fcntl")
+    files = []
+
+    def sync(handle):
+        if stat.S_ISREG(os.fstat(handle).st_mode):
+            files.append(fcntl.fcntl(handle, fcntl.F_GETFL) & os.O_ACCMODE)
+
+    monkeypatch.setattr(module.os, "fsync", sync)
+    two.save(15, some_tensors(15), {})
+    assert files == [os.O_RDWR] * 4
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux's /proc")
+def test_what_is_read_does_not_hang_on_the_file(two):
+    tensors, _ = two.load_latest()
+    assert "step-00000010" not in Path("/proc/self/maps").read_text()
+    check_same(tensors, some_tensors(10))
+
+
+def test_a_folder_that_is_not_there(two):
+    with pytest.raises(CheckpointError, match=r"--resume_from_checkpoint .*no such folder.*-00000"):
+        two.load("runs/mistyped")
 
 
 def test_leftovers_of_a_killed_process_are_no_checkpoints(two):

@@ -1,8 +1,10 @@
 """The loop against plain loops over whole batches, written here with torch alone."""
 
+import itertools
 import json
 import math
 import threading
+import time
 from contextlib import nullcontext
 from functools import partial
 from types import SimpleNamespace
@@ -13,6 +15,8 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 
 from sssd_hf import SSSDConfig, SSSDForImageClassification, SSSDForPreTraining
+from sssd_hf.training.averaging import WeightAverage
+from sssd_hf.training.checkpoints import CheckpointError, Checkpoints, read_checkpoint
 from sssd_hf.training.feeds import ImageFeed
 from sssd_hf.training.loop import Log, LoopSettings, Stage, train
 from sssd_hf.training.optimization import cosine_with_warmup
@@ -374,6 +378,133 @@ def test_shares_of_processes_give_the_reference(preset):
     losses, _ = reference(expected, steps, 12, pretraining_loss, after_step)
     for model, log in zip(models, logs):
         check_equal(model, expected, [r["loss"] for r in log.records], losses)
+
+
+@pytest.mark.parametrize("disk", ["free", "full"])
+def test_a_checkpoint_by_time_is_written_once_a_time(disk, tmp_path, monkeypatch):
+    """All processes start their clocks anew, not only the one that writes; a full disk is tried no
+    more often."""
+    clock, steps, threads = SimpleNamespace(now=time.monotonic()), 30, Threads(2)
+    monkeypatch.setattr("sssd_hf.training.checkpoints.time.monotonic", lambda: clock.now)
+    folder, tried, errors = tmp_path / "checkpoints", [], []
+    save = Checkpoints.save
+
+    def saved(self, step, *rest):
+        tried.append(step)
+        if disk == "full":
+            raise OSError("No space left on device")
+        return save(self, step, *rest)
+
+    monkeypatch.setattr(Checkpoints, "save", saved)
+
+    def work(rank):
+        model, settings = classifier(), LoopSettings(steps)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=RATE)
+        threads.average_gradients(rank, optimizer)
+        schedule, feed, stage = schedule_of(settings), feed_of(2, 1, 2, rank), finetuning_stage()
+        make = stage.make_batch
+
+        def slow(draw):
+            clock.now += 5  # by each of two processes: 10 seconds a step
+            return make(draw)
+
+        stage.make_batch = slow
+        kept = Checkpoints(folder, every_minutes=1)
+        try:
+            accelerator = threads.accelerator(rank)
+            train(
+                *(accelerator, model, optimizer, schedule, feed, stage, settings, Log(None)),
+                checkpoints=kept,
+            )
+        except Exception as error:
+            errors.append(error)
+            threads.barrier.abort()
+
+    running = [threading.Thread(target=work, args=(rank,)) for rank in range(2)]
+    for thread in running:
+        thread.start()
+    for thread in running:
+        thread.join()
+    assert not errors, errors
+    assert 3 <= len(tried) <= 5, tried
+    assert min(later - step for step, later in itertools.pairwise(tried)) >= 6
+
+
+def test_resuming_before_the_first_checkpoint_starts_the_log_anew(accelerator, tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "loss": 9.0}\n{"step": 2, "lo')  # of a run that was killed
+    records, _ = run(
+        *(accelerator, classifier(), finetuning_stage(), LoopSettings(3, logging_steps=1)),
+        *(feed_of(8), path),
+        checkpoints=Checkpoints(tmp_path / "checkpoints"),
+        resume="latest",
+    )
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3]
+    assert [record["step"] for record in records] == [1, 2, 3]
+    assert records[0]["loss"] != 9.0
+
+
+def test_what_watches_the_log_is_told_the_past(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "target_std": 0.5}\n{"step": 2, "target_std": 0.4}\n')
+    seen = []
+    Log(path, watch=seen.append).rewind(1)
+    assert seen == [{"step": 1, "target_std": 0.5}]
+
+
+def test_the_log_is_strict_json(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    Log(path).write({"step": 1, "a": math.inf, "b": -math.inf, "c": math.nan, "d": 2.5})
+    record = json.loads(path.read_text(), parse_constant=pytest.fail)
+    assert record == {"step": 1, "a": None, "b": None, "c": None, "d": 2.5}
+
+
+def test_processes_that_go_on_from_other_steps_stop(accelerator, tmp_path, monkeypatch):
+    """As where a second machine does not see the first one's checkpoints."""
+    monkeypatch.setattr("sssd_hf.training.loop.gather_object", lambda mine: [5, *mine])
+    with pytest.raises(CheckpointError, match=r"go on from the steps \[5, 0\].*--output_dir"):
+        run(
+            *(accelerator, classifier(), finetuning_stage(), LoopSettings(3), feed_of(8)),
+            checkpoints=Checkpoints(tmp_path),
+            resume="latest",
+        )
+
+
+def test_an_average_may_begin_at_a_resume(accelerator, tmp_path):
+    """It begins with the weights of the checkpoint, not with those the model was made with."""
+    for resume in (None, "latest"):
+        model = classifier()
+        average = WeightAverage(model, 0.5) if resume else None
+        run(
+            *(accelerator, model, finetuning_stage(), LoopSettings(3), feed_of(8)),
+            average=average,
+            checkpoints=Checkpoints(tmp_path, every_steps=3),
+            resume=resume,
+        )
+    tensors, _ = read_checkpoint(tmp_path / "step-00000003")
+    assert "average" not in tensors
+    for name, value in average.values.items():
+        assert torch.equal(value, tensors["model"][name]), name
+
+
+def test_weights_that_are_not_finite_are_no_checkpoint(accelerator, tmp_path):
+    """The loss of a step may be finite where its gradient is not: only the next one tells."""
+    stage, model = finetuning_stage(), classifier()
+
+    def after_step(step, sums):
+        if step == 4:
+            with torch.no_grad():
+                model.classifier.bias[0] = math.inf
+        return {}
+
+    stage.after_step = after_step
+    checkpoints = Checkpoints(tmp_path, every_steps=2)
+    with pytest.raises(FloatingPointError, match=r"After step 4 .*classifier\.bias.*--learning_r"):
+        run(
+            *(accelerator, model, stage, LoopSettings(8), feed_of(8)),
+            checkpoints=checkpoints,
+        )
+    assert [folder.name for folder in checkpoints.found()] == ["step-00000002"]
 
 
 def test_log_is_json_lines(accelerator, tmp_path):

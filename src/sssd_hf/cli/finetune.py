@@ -7,6 +7,7 @@ all_results.json into --output_dir.
 """
 
 import logging
+import math
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -73,10 +74,10 @@ def class_weights_of(option: str, names: list[str], labels: list[int] | None) ->
         weights = [float(word) for word in option.split(",")]
     except ValueError:
         weights = []
-    if len(weights) != len(names):
+    if len(weights) != len(names) or not all(0 < weight < math.inf for weight in weights):
         raise ValueError(
-            f"--class_weights {option}: expected none, balanced, or {len(names)} numbers by comma, "
-            f"for {', '.join(names)} in this order."
+            f"--class_weights {option}: expected none, balanced, or {len(names)} positive numbers "
+            f"by comma, for {', '.join(names)} in this order."
         )
     return weights
 

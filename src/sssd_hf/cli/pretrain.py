@@ -6,6 +6,7 @@ splits.json, pretrain_recipe.yaml and all_results.json into --output_dir.
 """
 
 import logging
+import math
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,7 @@ def held_out_losses(
     reconstruction, flat, distillation, count = sums.tolist()
     metrics = {
         "eval_reconstruction_loss": reconstruction / count,
-        "eval_reconstruction_ratio": reconstruction / flat,
+        "eval_reconstruction_ratio": reconstruction / flat if flat else math.nan,
     }
     if model.distillation is not None:
         metrics["eval_distillation_loss"] = distillation / count

@@ -20,8 +20,11 @@ def probe(
         train_labels, test_labels: (images,) integers.
 
     Returns:
-        `knn_accuracy`, `linear_accuracy`, 0 to 1, and with two classes `linear_roc_auc`.
+        `knn_accuracy`, `linear_accuracy`, 0 to 1, and with two classes `linear_roc_auc`; nothing
+        where the training labels are all the same.
     """
+    if len(np.unique(train_labels)) < 2:
+        return {}
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import roc_auc_score

@@ -53,12 +53,18 @@ class Checkpoints:
     def due_by_time(self) -> bool:
         return self.every_minutes > 0 and time.monotonic() - self._last > 60 * self.every_minutes
 
+    def restart_clock(self) -> None:
+        """By all processes after each attempt: one that never writes must not ask again at once,
+        nor is a full disk to be tried at every step."""
+        self._last = time.monotonic()
+
     def due_by_step(self, step: int) -> bool:
         return self.every_steps > 0 and step % self.every_steps == 0
 
     def save(self, step: int, tensors: Tensors, state: dict[str, Any]) -> Path:
         """Write the checkpoint of a step (number of steps done), then remove the oldest ones, and
-        those of later steps.
+        those of later steps: the run has gone on from an older one, for they are damaged or of
+        other options, and "latest" must not come back to them.
 
         Raises:
             OSError: it could not be written (a full disk); what was there before is intact.
@@ -66,8 +72,6 @@ class Checkpoints:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._remove_leftovers()
         final = self.folder / f"step-{step:08d}"
-        if final.exists():  # written before the run was interrupted and went on from an older one
-            _remove(final)
         temporary = self.folder / f".writing-{step:08d}-{os.getpid()}"
         temporary.mkdir()
         try:
@@ -79,6 +83,8 @@ class Checkpoints:
             (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1))
             for path in [*temporary.iterdir(), temporary]:
                 _sync(path)
+            if final.exists():  # written before the run went on from an older one
+                _remove(final)
             temporary.rename(final)
             _sync(self.folder)
         except SafetensorError as error:  # safetensors' own class for a failing write
@@ -87,23 +93,33 @@ class Checkpoints:
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
-        self._last = time.monotonic()
-        # later ones are damaged, or of what the run did before it was taken back to an earlier step
-        for later in [folder for folder in self.found() if folder.name > final.name]:
-            _remove(later)
-        if self.limit:
-            for old in self.found()[self.limit :]:
-                _remove(old)
+        found = self.found()
+        place = found.index(final)
+        for other in found[:place] + (found[place + self.limit :] if self.limit else []):
+            _remove(other)
         return final
 
     def found(self) -> list[Path]:
         """The checkpoints' folders, the newest first."""
-        folders = self.folder.glob("step-*") if self.folder.is_dir() else []
+        # eight digits: a copy that somebody made beside them is neither read nor removed
+        folders = self.folder.glob("step-" + 8 * "[0-9]") if self.folder.is_dir() else []
         return sorted((f for f in folders if f.is_dir()), key=lambda f: f.name, reverse=True)
 
     def load(self, which: str) -> tuple[Tensors, dict[str, Any]] | None:
-        """The checkpoint `which`: "latest", or a folder."""
-        return self.load_latest() if which == "latest" else read_checkpoint(Path(which))
+        """The checkpoint `which`: "latest", or a folder.
+
+        Raises:
+            CheckpointError: there is no such folder, or it is damaged.
+        """
+        if which == "latest":
+            return self.load_latest()
+        if not Path(which).is_dir():
+            kept = ", ".join(folder.name for folder in self.found()) or "none"
+            raise CheckpointError(
+                f"--resume_from_checkpoint {which}: there is no such folder; expected latest or a "
+                f"checkpoint's folder (in {self.folder}: {kept})"
+            )
+        return read_checkpoint(Path(which))
 
     def load_latest(self) -> tuple[Tensors, dict[str, Any]] | None:
         """The newest checkpoint that is whole; damaged ones are named in a warning and passed over.
@@ -147,7 +163,10 @@ def read_checkpoint(folder: Path) -> tuple[Tensors, dict[str, Any]]:
                 raise CheckpointError(f"{folder}: {name} is not what its manifest says, so damaged")
         state = json.loads((folder / "state.json").read_text())
         tensors = {
-            name.removesuffix(".safetensors"): load_file(folder / name)
+            # copied: what load_file gives is mapped from the file, which is removed later on
+            name.removesuffix(".safetensors"): {
+                key: value.clone() for key, value in load_file(folder / name).items()
+            }
             for name in manifest
             if name.endswith(".safetensors")
         }
@@ -173,7 +192,8 @@ def _describe(path: Path) -> dict[str, Any]:
 def _sync(path: Path) -> None:
     if os.name == "nt" and path.is_dir():  # Windows syncs no folders
         return
-    handle = os.open(path, os.O_RDONLY)
+    # a file for writing: Windows syncs none that is open for reading alone
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(handle)
     finally:

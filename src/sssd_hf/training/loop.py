@@ -19,11 +19,12 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import nn
 from tqdm import tqdm
 
 from .averaging import WeightAverage
-from .checkpoints import Checkpoints
+from .checkpoints import CheckpointError, Checkpoints
 from .feeds import Draw, ImageFeed
 from .optimization import set_learning_rate
 from .signals import Interrupted, StopSignals
@@ -81,7 +82,8 @@ class Log:
     watch: Callable[[dict], None] | None = None
 
     def write(self, record: dict[str, Any]) -> None:
-        record = {k: None if v != v else v for k, v in record.items()}  # JSON knows no NaN
+        # JSON knows neither NaN nor infinity
+        record = {k: None if v is None or not math.isfinite(v) else v for k, v in record.items()}
         self.records.append(record)
         if self.path:
             with open(self.path, "a") as file:
@@ -103,6 +105,8 @@ class Log:
                 break
             if record["step"] <= step:
                 self.records.append(record)
+                if self.watch:  # it may know of the past
+                    self.watch(record)
         text = "".join(json.dumps(record) + "\n" for record in self.records)
         temporary = self.path.with_suffix(".tmp")
         temporary.write_text(text)
@@ -147,8 +151,10 @@ def train(
         progress = restore_state(
             accelerator, plain, optimizer, feed, stage, average, options, *saved
         )
-        log.rewind(progress.step)
         logger.info(f"going on after step {progress.step}")
+    if resume:
+        _check_agreement(progress.step)
+        log.rewind(progress.step)  # also what was written before there was a checkpoint
     bar = tqdm(
         total=settings.total_steps,
         initial=progress.step,
@@ -230,6 +236,7 @@ def train(
             if checkpoints and (stop or save):
                 state = collect_state(accelerator, plain, optimizer, feed, stage, average, progress)
                 _save(accelerator, checkpoints, progress.step, *state, options, must=stop)
+                flags.clear()  # else what was wished before the save would be granted after it
             if stop:
                 raise Interrupted(
                     f"stopped by {signals.received or 'a signal to another process'} after step "
@@ -243,6 +250,16 @@ def train(
         "train_images_per_second": progress.seen / max(progress.seconds, 1e-9),
         "train_steps": progress.step,
     }
+
+
+def _check_agreement(step: int) -> None:
+    """Processes that go on from different steps would wait for each other forever."""
+    steps = gather_object([step])
+    if len(set(steps)) > 1:
+        raise CheckpointError(
+            f"--resume_from_checkpoint: the processes go on from the steps {steps}; expected the "
+            "same one. All must see the same --output_dir: put it on a drive that all machines share."
+        )
 
 
 def _add(total: dict | None, sums: dict | None, real: bool) -> dict | None:
@@ -310,5 +327,6 @@ def _save(accelerator, checkpoints, step, tensors, values, options, must) -> Non
                 + (f"the last one is {kept[0]}" if kept else "there is none yet")
             )
             failed.fill_(1.0)
+    checkpoints.restart_clock()
     if accelerator.reduce(failed, "sum").item() and must:
         raise OSError(f"stopped after step {step}, but its state could not be saved (see above)")

@@ -26,7 +26,11 @@ class Progress:
 def collect_state(
     accelerator, plain, optimizer, feed, stage, average, progress
 ) -> tuple[dict, dict]:
-    """(tensors by group, plain values); put together by all processes."""
+    """(tensors by group, plain values); put together by all processes.
+
+    Raises:
+        FloatingPointError: a weight is not finite, so that nobody could go on from it.
+    """
     stage_tensors, stage_values = stage.state()
     random = {"cpu": torch.get_rng_state()}
     if accelerator.device.type == "cuda":
@@ -38,6 +42,13 @@ def collect_state(
         "stage": stage_tensors,
         "random": random,
     }
+    bad = [k for k, v in tensors["model"].items() if not v.isfinite().all()]
+    if bad:
+        raise FloatingPointError(
+            f"After step {progress.step} the weights are not finite ({bad[0]}, {len(bad)} in all), "
+            "so no checkpoint is written. Lower --learning_rate, set --max_grad_norm 1, or use "
+            "--mixed_precision no; then go on with --resume_from_checkpoint latest."
+        )
     scaler = getattr(accelerator, "scaler", None)
     values = {
         "progress": vars(progress),
@@ -76,10 +87,11 @@ def restore_state(
         )
     load_model(plain, tensors["model"])
     load_optimizer(plain, optimizer, tensors["optimizer"])
-    if average:  # begun before, or now: then from the weights that were loaded
-        earlier = {**tensors["model"], **tensors.get("average", {})}
+    if average:
+        # of a run that began without one: the weights, an average from here on
+        kept = {**tensors["model"], **tensors.get("average", {})}
         for name, value in average.values.items():
-            value.copy_(like(earlier[name], value))
+            value.copy_(like(kept[name], value))
     torch.set_rng_state(tensors["random"]["cpu"])
     if "cuda" in tensors["random"] and accelerator.device.type == "cuda":
         torch.cuda.set_rng_state(tensors["random"]["cuda"], accelerator.device)
