@@ -258,7 +258,7 @@ def _check_agreement(step: int) -> None:
     if len(set(steps)) > 1:
         raise CheckpointError(
             f"--resume_from_checkpoint: the processes go on from the steps {steps}; expected the "
-            "same one. All must see the same --output_dir: put it on a drive that all machines share."
+            "same one. All must see the same --output_dir: put it on a drive that they share."
         )
 
 
