@@ -171,7 +171,7 @@ def test_options_that_do_not_go_with_a_stream(folders, tmp_path):
         (pretrain, [*tar, "--max_train_samples", "3"], "--max_train_samples does not go"),
         (pretrain, [*tar, "--validation_split", "val"], "shards of --data_dir are of one split"),
         (finetune, [*named, "--class_weights", "balanced"], "--class_weights balanced: how"),
-        (finetune, [*named, "--class_weights", "1,2,3"], "or 2 numbers"),
+        (finetune, [*named, "--class_weights", "1,2,3"], "or 2 positive numbers"),
         (finetune, [*named, "--balanced_sampling", "true"], "--balanced_sampling does not go"),
         (finetune, tar, "--label_names None: the labels are numbers of type int64"),
         (finetune, [*tar, "--label_names", "down,"], "expected the names of all classes"),
