@@ -317,7 +317,8 @@ class SSSDPreTrainedModel(PreTrainedModel):
             copy_once(table, sincos_positions(self.config.grid_size, table.shape[-1]))
 
     def get_input_embeddings(self) -> nn.Module:
-        return self.base_model.embeddings.projection
+        # a module that is always called as one: FSDP2 gathers its weights then, and not before
+        return self.base_model.embeddings
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):

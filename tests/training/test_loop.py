@@ -3,6 +3,8 @@
 import itertools
 import json
 import math
+import os
+import signal
 import threading
 import time
 from contextlib import nullcontext
@@ -21,6 +23,7 @@ from sssd_hf.training.feeds import ImageFeed
 from sssd_hf.training.loop import Log, LoopSettings, Stage, train
 from sssd_hf.training.optimization import cosine_with_warmup
 from sssd_hf.training.seeding import epoch_order, image_seeds
+from sssd_hf.training.signals import Interrupted
 
 FIELDS = {
     "hidden_size": 32,
@@ -428,6 +431,57 @@ def test_a_checkpoint_by_time_is_written_once_a_time(disk, tmp_path, monkeypatch
     assert not errors, errors
     assert 3 <= len(tried) <= 5, tried
     assert min(later - step for step, later in itertools.pairwise(tried)) >= 6
+
+
+@pytest.mark.parametrize("moment", ["evaluate", "make_batch"])
+def test_a_signal_costs_no_step_after_it(accelerator, tmp_path, moment):
+    """Also one that comes during an evaluation, which may be long."""
+    stage, calls = finetuning_stage(), []
+    inner = getattr(stage, moment)
+
+    def signalled(argument):
+        calls.append(argument)
+        if len(calls) == (1 if moment == "evaluate" else 4):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return inner(argument)
+
+    setattr(stage, moment, signalled)
+    checkpoints = Checkpoints(tmp_path)
+    with pytest.raises(Interrupted, match="SIGTERM after step 4 of 9"):
+        run(
+            *(accelerator, classifier(), stage, LoopSettings(9, eval_steps=4), feed_of(8)),
+            checkpoints=checkpoints,
+        )
+    _, state = checkpoints.load_latest()
+    assert len(state["progress"]["unlogged"]) == state["progress"]["step"] == 4
+
+
+def test_each_process_resumes_its_own_random_state(accelerator, tmp_path, monkeypatch):
+    """Attention dropout draws from torch's generator, as often as a process has images."""
+    other = torch.Generator().manual_seed(9).get_state()
+
+    def two(mine):
+        return [
+            *mine,
+            {"cpu": other} if isinstance(mine[0], dict) and "cpu" in mine[0] else mine[0],
+        ]
+
+    monkeypatch.setattr("sssd_hf.training.state.gather_object", two)
+    states = []
+    for rank, resume in ((0, None), (0, "latest"), (1, "latest")):
+        torch.manual_seed(4)
+        expected = torch.get_rng_state()
+        monkeypatch.setattr(type(accelerator), "process_index", rank)
+        model = classifier()
+        torch.set_rng_state(torch.Generator().manual_seed(5).get_state() if resume else expected)
+        run(
+            *(accelerator, model, finetuning_stage(), LoopSettings(2), feed_of(8)),
+            checkpoints=Checkpoints(tmp_path, every_steps=2),
+            resume=resume,
+        )
+        states.append(torch.get_rng_state())
+    assert torch.equal(states[1], states[0])
+    assert torch.equal(states[2], other)
 
 
 def test_resuming_before_the_first_checkpoint_starts_the_log_anew(accelerator, tmp_path):

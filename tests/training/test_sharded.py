@@ -1,7 +1,7 @@
 """FSDP2: weights sharded over two processes train as one, and write the same checkpoints.
 
-Accelerate makes no FSDP of CPU processes, so torch's `fully_shard` is applied here; the loop, the
-checkpoints and the average then see what they see under `accelerate launch --use_fsdp`.
+Accelerate makes no FSDP of CPU processes by itself; told to, its own code shards the model here, as
+under `accelerate launch --use_fsdp`.
 """
 
 import json
@@ -23,34 +23,58 @@ from pathlib import Path
 sys.path.insert(0, TESTS)
 import torch
 from accelerate import Accelerator
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from sssd_hf.cli.batches import patch_features, predict_probabilities
+from sssd_hf.cli.pretrain import held_out_losses
 from sssd_hf.cli.runs import whole_model
+from sssd_hf.data.cache import Images
 from sssd_hf.training.averaging import WeightAverage
 from sssd_hf.training.checkpoints import Checkpoints
 from sssd_hf.training.loop import Log, LoopSettings, train
 from sssd_hf.training.optimization import cosine_with_warmup
-from test_loop import EPS, RATE, feed_of, pretraining_model, pretraining_stage
+from test_loop import (
+    EPS, RATE, classifier, feed_of, finetuning_stage, pretraining_model, pretraining_stage)
 
 folder, resume, batch = Path(sys.argv[1]), sys.argv[2] or None, int(sys.argv[3])
+kind, policy = sys.argv[4:]
 accelerator = Accelerator(cpu=True)
-model = pretraining_model("sd_mae")
 if accelerator.num_processes > 1:
-    mesh = init_device_mesh("cpu", (accelerator.num_processes,))
-    for layer in [*model.encoder.layers, *model.decoder.layers]:
-        fully_shard(layer, mesh=mesh)
-    fully_shard(model, mesh=mesh)
-    assert all(hasattr(p, "full_tensor") for p in model.parameters())
+    AcceleratorState._shared_state["distributed_type"] = DistributedType.FSDP
+    AcceleratorState._shared_state["fsdp_plugin"] = FullyShardedDataParallelPlugin(
+        fsdp_version=2, auto_wrap_policy=policy, cpu_ram_efficient_loading=False)
+model = pretraining_model("sd_mae") if kind == "pretrain" else classifier()
 trained = [p for p in model.parameters() if p.requires_grad]
 optimizer = torch.optim.AdamW(trained, lr=RATE, eps=EPS)
-settings = LoopSettings(12, max_grad_norm=0.5, logging_steps=1)
+prepared, optimizer = accelerator.prepare(model, optimizer)
+assert prepared is model
+if accelerator.num_processes > 1:
+    assert all(hasattr(p, "full_tensor") for p in model.parameters())
+settings = LoopSettings(12, max_grad_norm=0.5, logging_steps=1, eval_steps=4)
 feed = feed_of(batch, 1, accelerator.num_processes, accelerator.process_index)
 average = WeightAverage(model, 0.9)
-model.update_teacher(0, 12)
 log = Log(folder / "metrics.jsonl" if accelerator.is_main_process else None)
 schedule = partial(cosine_with_warmup, warmup_steps=2, total_steps=12)
 checkpoints = Checkpoints(folder / "checkpoints", every_steps=5, limit=0)
-stage = pretraining_stage(model, 12)
+held_out = torch.randint(0, 256, (7, 1, 32, 32), generator=torch.Generator().manual_seed(7))
+held_out = Images(torch.arange(7), None, held_out.byte())
+common = held_out, ([0.5], [0.5]), 2
+
+def evaluate(step):
+    if kind == "finetune":
+        values = predict_probabilities(model, *common, accelerator)
+        return {"eval_probability": values[:, 0].mean()}
+    # the encoder alone first: its weights must be gathered without the whole model's being called
+    features = patch_features(model, *common, accelerator)
+    losses = held_out_losses(model, *common, accelerator)
+    return {"eval_feature": abs(features).mean(), **losses}
+
+if kind == "pretrain":
+    model.update_teacher(0, 12)
+    stage = pretraining_stage(model, 12)
+else:
+    stage = finetuning_stage()
+stage.evaluate = evaluate
 train(accelerator, model, optimizer, schedule, feed, stage, settings, log, average, checkpoints,
       resume)
 average.copy_to_model()
@@ -60,7 +84,7 @@ if accelerator.is_main_process:
 """
 
 
-def run(folder, processes, batch, resume=""):
+def run(folder, processes, batch, resume="", kind="pretrain", policy="no_wrap"):
     folder.mkdir(exist_ok=True)
     script = folder / "worker.py"
     script.write_text(f"TESTS = {str(Path(__file__).parent)!r}\n{WORKER}")
@@ -68,13 +92,13 @@ def run(folder, processes, batch, resume=""):
     if processes > 1:
         line += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
         line += [str(processes)]
-    line += [str(script), str(folder), resume, str(batch)]
+    line += [str(script), str(folder), resume, str(batch), kind, policy]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(line, capture_output=True, text=True, timeout=90, env=environment)
     assert done.returncode == 0, done.stderr
     lines = (folder / "metrics.jsonl").read_text().splitlines()
-    losses = [json.loads(text)["loss"] for text in lines]
-    return losses, load_file(folder / "model.safetensors")
+    values = [{**json.loads(text), "images_per_second": 0} for text in lines]
+    return values, load_file(folder / "model.safetensors")
 
 
 def close(tensors, others):
@@ -84,10 +108,21 @@ def close(tensors, others):
         torch.testing.assert_close(value, others[name], atol=2e-5, rtol=1e-4, msg=name)
 
 
-def test_sharded_weights_train_and_resume_as_whole_ones(tmp_path):
-    losses, weights = run(tmp_path / "one", 1, 8)
-    sharded_losses, sharded_weights = run(tmp_path / "two", 2, 4)
-    assert sharded_losses == pytest.approx(losses, rel=1e-5)
+def check_logs(log, expected):
+    """Steps are logged with the weights, evaluations in between with their average."""
+    assert len(log) == len(expected) == 15
+    for line, other in zip(log, expected):
+        assert line == pytest.approx(other, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "policy"), [("pretrain", "transformer_based_wrap"), ("finetune", "no_wrap")]
+)
+def test_sharded_weights_train_and_resume_as_whole_ones(tmp_path, kind, policy):
+    options = {"kind": kind, "policy": policy}
+    log, weights = run(tmp_path / "one", 1, 8, **options)
+    sharded_log, sharded_weights = run(tmp_path / "two", 2, 4, **options)
+    check_logs(sharded_log, log)
     close(weights, sharded_weights)
     for step in (5, 10):
         name = f"checkpoints/step-{step:08d}"
@@ -97,8 +132,8 @@ def test_sharded_weights_train_and_resume_as_whole_ones(tmp_path):
             close(load_file(one / f"{part}.safetensors"), load_file(two / f"{part}.safetensors"))
     # sharded ones go on from a whole one's checkpoint, and the other way round
     start = tmp_path / "one/checkpoints/step-00000005"
-    _, resumed = run(tmp_path / "two_from_one", 2, 4, str(start))
+    _, resumed = run(tmp_path / "two_from_one", 2, 4, str(start), **options)
     close(weights, resumed)
     start = tmp_path / "two/checkpoints/step-00000005"
-    _, resumed = run(tmp_path / "one_from_two", 1, 8, str(start))
+    _, resumed = run(tmp_path / "one_from_two", 1, 8, str(start), **options)
     close(weights, resumed)

@@ -76,6 +76,21 @@ def trackers_of(report_to: str) -> list[str]:
     return names
 
 
+def check_sharding(plugin: Any | None) -> None:
+    """Raises ValueError for what Accelerate's FSDP can't do with these models."""
+    if plugin is None:
+        return
+    if plugin.fsdp_version != 2:
+        raise ValueError(
+            f"fsdp_version: {plugin.fsdp_version} of the Accelerate configuration; expected 2."
+        )
+    if plugin.cpu_ram_efficient_loading:  # accelerate 1.15: fails on buffers, such as the teacher's
+        raise ValueError(
+            "fsdp_cpu_ram_efficient_loading: true of the Accelerate configuration; expected false: "
+            "each process builds the whole model before it keeps its share."
+        )
+
+
 def start(training: TrainingArguments) -> Accelerator | None:
     """The accelerator, seeded, with its output folder; None where the run to resume has ended."""
     precision = training.mixed_precision
@@ -89,6 +104,7 @@ def start(training: TrainingArguments) -> Accelerator | None:
     accelerator = Accelerator(
         mixed_precision=precision, log_with=trackers or None, project_dir=output
     )
+    check_sharding(getattr(accelerator.state, "fsdp_plugin", None))
     set_seed(training.seed)
     if not accelerator.is_main_process:
         logging.getLogger("sssd_hf").setLevel(logging.ERROR)  # each message once

@@ -59,6 +59,12 @@ def build_model(model: ModelArguments, losses: DistillationArguments) -> SSSDFor
     return SSSDForPreTraining(SSSDConfig.from_size(model.model_size, model.decoder, **options))
 
 
+def fixed_seeds(images: Images, index: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """(batch,) int64: each held-out image has the same mask in every evaluation."""
+    rows = images.rows[index.to(images.rows.device)].to(device)
+    return image_seeds(0, 0, rows, "evaluate")
+
+
 @torch.no_grad()
 def held_out_losses(
     model: SSSDForPreTraining,
@@ -69,11 +75,12 @@ def held_out_losses(
 ) -> dict[str, float]:
     """Losses on held-out images, whole and with one fixed mask each, and the reconstruction loss as
     a share of what predicting every patch's mean costs."""
-    sums = torch.zeros(4, device=images.rows.device, dtype=torch.float64)
+    device = next(model.parameters()).device  # the images of a stream lie on the host
+    exact = torch.float32 if device.type == "mps" else torch.float64  # Apple's GPUs have no fp64
+    sums = torch.zeros(4, device=device, dtype=exact)
     for index, real in rank_batches(len(images), batch_size, accelerator):
-        pixel_values = normalize(images.batch(index, sums.device), *statistics)
-        seeds = image_seeds(0, 0, images.rows[index.to(sums.device)], "evaluate")
-        output = model(pixel_values, sample_seeds=seeds)
+        pixel_values = normalize(images.batch(index, device), *statistics)
+        output = model(pixel_values, sample_seeds=fixed_seeds(images, index, device))
         target = model.patchify(pixel_values)
         flat = target.mean(-1, keepdim=True).expand_as(target)  # predicts each patch's mean
         if model.config.norm_pix_loss:
@@ -175,10 +182,9 @@ def write_reconstructions(
     from ..evaluation.plots import plot_reconstructions
 
     chosen = torch.linspace(0, len(images) - 1, min(count, len(images))).long()
-    chosen = chosen.to(images.rows.device)
-    pixel_values = normalize(images.batch(chosen, chosen.device), *statistics)
-    seeds = image_seeds(0, 0, images.rows[chosen], "evaluate")
-    output = model(pixel_values, sample_seeds=seeds)
+    device = next(model.parameters()).device  # the whole copy of a sharded model is on the host
+    pixel_values = normalize(images.batch(chosen, device), *statistics)
+    output = model(pixel_values, sample_seeds=fixed_seeds(images, chosen, device))
     target, predicted = model.patchify(pixel_values), output.logits.float()
     if model.config.norm_pix_loss:
         variance, mean = torch.var_mean(target, dim=-1, keepdim=True)

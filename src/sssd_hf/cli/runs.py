@@ -103,8 +103,9 @@ def open_images(
             dataset, splits["validation"], preparation, data, accelerator, title, output
         )
     labels = images.labels if balanced else None
-    seed, device = training.seed, accelerator.device
-    feed = ImageFeed(len(images), batch, parts, processes, rank, seed, labels, device)
+    # indices are drawn where the pixels lie: the host would wait to fetch them from the accelerator
+    place = "cpu" if images.pixels is None else images.pixels.device
+    feed = ImageFeed(len(images), batch, parts, processes, rank, training.seed, labels, place)
     if images.slow:
         feed = Ahead(feed, lambda index: images.batch(index, "cpu"))
     return images, held_out, feed

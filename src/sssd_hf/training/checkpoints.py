@@ -2,8 +2,9 @@
 
     OUTPUT_DIR/checkpoints/step-00001200/
         model.safetensors     the weights, as `SSSDForPreTraining` and the classifier load them
-        optimizer.safetensors AdamW's moments by parameter name, and other groups of tensors alike
-        state.json            step, schedule cursor, scaler, random state, options, log position
+        optimizer.safetensors AdamW's moments by parameter name, and other groups of tensors alike:
+                              the average, the best weights so far, random states
+        state.json            steps done, scaler, place in a stream, early stopping, options
         manifest.json         size and SHA-256 of each file; written last
 
 A folder is written under a temporary name, synced and renamed; no file is a pickle.
@@ -54,7 +55,7 @@ class Checkpoints:
         return self.every_minutes > 0 and time.monotonic() - self._last > 60 * self.every_minutes
 
     def restart_clock(self) -> None:
-        """By all processes after each attempt: one that never writes must not ask again at once,
+        """After each attempt, on all processes: one that never writes must not ask again at once,
         nor is a full disk to be tried at every step."""
         self._last = time.monotonic()
 
@@ -225,6 +226,14 @@ def like(value: torch.Tensor, pattern: torch.Tensor) -> torch.Tensor:
 
         return distribute_tensor(value, pattern.device_mesh, pattern.placements)
     return value
+
+
+def reshard(model: nn.Module) -> None:
+    """Let go of the whole weights that FSDP2 keeps after a forward without a backward; the next
+    forward would use them, whatever has been written to the sharded ones since."""
+    for module in model.modules():
+        if hasattr(module, "reshard"):
+            module.reshard()
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict:

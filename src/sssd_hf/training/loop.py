@@ -24,7 +24,7 @@ from torch import nn
 from tqdm import tqdm
 
 from .averaging import WeightAverage
-from .checkpoints import CheckpointError, Checkpoints
+from .checkpoints import CheckpointError, Checkpoints, reshard
 from .feeds import Draw, ImageFeed
 from .optimization import set_learning_rate
 from .signals import Interrupted, StopSignals
@@ -228,12 +228,16 @@ def train(
                 model.eval()
                 with average.applied() if average else nullcontext():
                     metrics = stage.evaluate(progress.step)
+                    reshard(plain)
                 model.train()
                 progress.evaluating += time.perf_counter() - started
                 if metrics:
                     log.write({"step": progress.step, "epoch": draws.epoch, **metrics})
                 progress.ended_early = not done and stage.finished()
+            if accelerator.num_processes == 1:  # a signal during the evaluation costs no more steps
+                stop = signals.received is not None
             if checkpoints and (stop or save):
+                _fetch(accelerator, waiting, progress, feed, stage, checkpoints)
                 state = collect_state(accelerator, plain, optimizer, feed, stage, average, progress)
                 _save(accelerator, checkpoints, progress.step, *state, options, must=stop)
                 flags.clear()  # else what was wished before the save would be granted after it
@@ -258,7 +262,7 @@ def _check_agreement(step: int) -> None:
     if len(set(steps)) > 1:
         raise CheckpointError(
             f"--resume_from_checkpoint: the processes go on from the steps {steps}; expected the "
-            "same one. All must see the same --output_dir: put it on a drive that they share."
+            "same one. All must see the same --output_dir: put it on a drive that all machines share."
         )
 
 

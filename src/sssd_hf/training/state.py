@@ -40,7 +40,12 @@ def collect_state(
         "optimizer": optimizer_tensors(plain, optimizer),
         "average": {k: gather(v) for k, v in average.values.items()} if average else {},
         "stage": stage_tensors,
-        "random": random,
+        # of each process: attention dropout draws from torch's generators
+        "random": {
+            f"{place}/{kind}": state
+            for place, states in enumerate(gather_object([random]))
+            for kind, state in states.items()
+        },
     }
     bad = [k for k, v in tensors["model"].items() if not v.isfinite().all()]
     if bad:
@@ -92,11 +97,13 @@ def restore_state(
         kept = {**tensors["model"], **tensors.get("average", {})}
         for name, value in average.values.items():
             value.copy_(like(kept[name], value))
-    torch.set_rng_state(tensors["random"]["cpu"])
-    if "cuda" in tensors["random"] and accelerator.device.type == "cuda":
-        torch.cuda.set_rng_state(tensors["random"]["cuda"], accelerator.device)
+    place = accelerator.process_index % len(values["feed"])
+    random = tensors["random"]
+    torch.set_rng_state(random[f"{place}/cpu"])
+    if f"{place}/cuda" in random and accelerator.device.type == "cuda":
+        torch.cuda.set_rng_state(random[f"{place}/cuda"], accelerator.device)
     if values["scaler"] and getattr(accelerator, "scaler", None) is not None:
         accelerator.scaler.load_state_dict(values["scaler"])
-    feed.load_state(values["feed"][accelerator.process_index % len(values["feed"])])
+    feed.load_state(values["feed"][place])
     stage.load_state(tensors.get("stage", {}), values["stage"])
     return Progress(**values["progress"])
