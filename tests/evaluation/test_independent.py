@@ -76,14 +76,14 @@ S100B_POOR = [
     21, 22, 23, 24, 24, 25, 26, 26, 26, 26, 27, 27, 28, 30, 31, 32, 34, 36, 37, 40, 40, 40, 40, 41,
 ]
 S100B_GOOD = [
-    0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 2, 3, 5, 6, 7, 7, 8, 8, 9, 9, 10, 11, 12, 12, 13, 13, 13, 13,
-    14, 14, 14, 16, 17, 19, 22, 26, 30, 33, 33, 37, 44, 50, 56, 62, 64, 67, 72, 72,
+    0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 2, 3, 5, 6, 7, 7, 8, 8, 9, 9, 10, 11, 12, 12, 13, 13, 13,
+    13, 14, 14, 14, 16, 17, 19, 22, 26, 30, 33, 33, 37, 44, 50, 56, 62, 64, 67, 72, 72,
 ]
 # fmt: on
 
 
 def test_delong_equals_published_values():
-    """AUC and variance of this curve as R's pROC has them, in the tests of its 1.19."""
+    """AUC and variance of this curve as R's pROC has them, in its tests."""
     poor, good = np.diff(S100B_POOR, prepend=0), np.diff(S100B_GOOD, prepend=0)
     level = -np.arange(50.0)
     labels = np.repeat([1, 0], [41, 72])
@@ -114,7 +114,7 @@ def test_delong_of_too_few_is_nan(labels, auc):
     ("labels", "scores"), [([0, 2], [0.1, 0.2]), ([0, 1], [0.1]), ([0, 1], [0.1, math.nan])]
 )
 def test_delong_says_what_is_wrong(labels, scores):
-    with pytest.raises(ValueError, match="expected|must be"):
+    with pytest.raises(ValueError, match=r"expected|must be"):
         delong_interval(labels, scores)
 
 

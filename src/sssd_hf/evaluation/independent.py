@@ -131,7 +131,9 @@ def mcnemar_test(right_a, right_b) -> dict[str, float]:
 
     right_a, right_b: booleans [N]. Only images that one model alone gets right tell: under equal
     accuracies their number `only_a` of `only_a + only_b` is binomial with 1/2. Returns these two,
-    the exact p and the mid-p, which counts half of what is as extreme as the observed (Fagerland et al. 2013) and is less conservative. Assumes independent images.
+    the exact p and the mid-p, which counts half of what is as extreme as the observed (Fagerland
+    et al. 2013) and is less conservative; without such images both are 1. Assumes independent
+    images.
 
     Raises:
         ValueError: for shapes that differ or are not (N,), values that are not booleans.
