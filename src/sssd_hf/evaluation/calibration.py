@@ -180,7 +180,8 @@ def apply_calibration(probabilities, calibration: dict | None) -> tuple[np.ndarr
     if not 0 < temperature < math.inf or (threshold is not None and num_classes != 2):
         raise ValueError(
             f"calibration has temperature {temperature} and threshold {threshold} for "
-            f"{num_classes} classes, expected a positive temperature and a threshold for two classes only"
+            f"{num_classes} classes, expected a positive temperature and a threshold for two "
+            "classes only"
         )
     if temperature != 1:
         logits = np.log(probabilities.clip(SMALLEST)) / temperature

@@ -15,10 +15,12 @@ CHUNK_ELEMENTS = 1_000_000  # weights held at a time: 8 MB for each of about eig
 MEANS_OVER_IMAGES = ("accuracy", "log_loss", "brier")
 
 
-def _group_indices(groups, count):
-    """Map ids [N] to indices [N] in 0..G-1; without groups every image is its own."""
-    if groups is None:
-        return np.arange(count)
+def check_groups(groups, count: int) -> np.ndarray:
+    """Return the ids as an array [count].
+
+    Raises:
+        ValueError: for another number of ids, and for ids that are None or NaN.
+    """
     groups = np.asarray(groups)
     if groups.shape != (count,):
         raise ValueError(f"groups have shape {groups.shape}, expected ({count},) as the labels")
@@ -28,7 +30,14 @@ def _group_indices(groups, count):
             f"{missing} of {count} groups are missing (None or NaN); give each image an id, an "
             "image of an unknown patient one of its own"
         )
-    return np.unique(groups, return_inverse=True)[1]
+    return groups
+
+
+def _group_indices(groups, count):
+    """Map ids [N] to indices [N] in 0..G-1; without groups every image is its own."""
+    if groups is None:
+        return np.arange(count)
+    return np.unique(check_groups(groups, count), return_inverse=True)[1]
 
 
 def _draw_multiplicities(generator, strata, num_resamples):
