@@ -239,7 +239,7 @@ def find_shared_groups(catalogue: Catalogue) -> list[Finding]:
                 leak_severity(len(shared), len(inside)),
                 f"{share_text(len(first), total)} groups of {part}, with "
                 f"{share_text(len(shared), len(inside))} of its images, are also in "
-                f"{' or '.join(earlier)}.",
+                f"{' or '.join(p for p in earlier if p in parts)}.",
                 "Split by whole groups (without --split_column, with --group_column_name), or "
                 f"take these groups out of {part}: its figures tell nothing about new patients.",
                 [

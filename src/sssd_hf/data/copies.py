@@ -9,7 +9,7 @@ import numpy as np
 from .duplicates import MAX_PAIRS, exact_sets, is_blank, near_pairs
 from .findings import MAX_EXAMPLES, SEEN, Catalogue, Finding, leak_severity, share_text
 
-NEAR = "a near copy (the same but for compression, brightness or a trimmed edge, or the next slice)"
+NEAR = "a near copy (recompressed, brightened, trimmed a little, or the next slice)"
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def find_leaks(copies: Copies, catalogue: Catalogue) -> list[Finding]:
                     "leakage",
                     leak_severity(len(images), total),
                     f"{share_text(len(images), total)} images of {part} have {what} in "
-                    f"{' or '.join(earlier)}.",
+                    f"{' or '.join(p for p in earlier if p in parts)}.",
                     f"Take these images out of {part}, or keep all copies in one part: give them "
                     "one value in a column, and split anew with it as --group_column_name.",
                     _describe(examples, catalogue),
