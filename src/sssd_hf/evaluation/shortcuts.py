@@ -60,9 +60,9 @@ def file_baselines(
 
     Returns:
         "majority_accuracy" of always naming the most frequent class of training;
-        "logistic_accuracy" and "forest_accuracy" (0..1); with two classes in both also "logistic_auc", "forest_auc" and
-        "logistic_auc_p", "forest_auc_p" (Mann-Whitney, one-sided). "each": of every fact alone a
-        small tree's accuracy.
+        "logistic_accuracy" and "forest_accuracy" (0..1); with two classes in both parts also
+        "logistic_auc", "forest_auc", "logistic_auc_p" and "forest_auc_p" (see `auc_and_p`);
+        "each": of every fact alone a small tree's accuracy.
 
     Raises:
         ValueError: training holds one class only.
