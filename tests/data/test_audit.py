@@ -18,6 +18,7 @@ from sssd_hf.data.audit import (
     find_shared_groups,
     inspect_images,
 )
+from sssd_hf.data.copies import Copies, Pair, find_leaks
 from sssd_hf.data.facts import check_facts
 from sssd_hf.data.findings import SEVERITIES, Catalogue
 from sssd_hf.data.isolation import inspect_all
@@ -152,8 +153,19 @@ def test_one_stands_for_many_copies_in_the_pairs(tmp_path):
     assert len(pairs) == 3
     (leak,) = of_kind(findings, "leakage")
     assert leak.numbers["images"] == 3
+    conflicts = of_kind(findings, "label_conflict")
+    found = {(one.numbers["across"], one.severity, one.numbers["pairs"]) for one in conflicts}
+    assert found == {(True, "critical", 1), (False, "critical", 1)}
     (repeat,) = of_kind(findings, "duplicates")
     assert repeat.numbers["images"] == 69 + 2
+
+
+def test_an_exact_copy_is_not_counted_as_a_near_one_again():
+    catalogue = Catalogue(["a", "b", "c", "d"], ["train", "test", "train", "test"])
+    pairs = [Pair(0, 1, True), Pair(0, 2, False), Pair(2, 3, False)]
+    copies = Copies([[0, 1], [2], [3]], {0: {1}, 1: {0, 2}, 2: {1}}, pairs)
+    found = [(one.numbers["by"], one.numbers["images"]) for one in find_leaks(copies, catalogue)]
+    assert found == [("exact", 1), ("near", 1)]
 
 
 def test_groups_against_sets():

@@ -23,7 +23,7 @@ import numpy as np
 SIDE = 64  # of the thumbnails, pixels
 MIN_CORRELATION = 0.95
 MAX_DISTANCE = 6
-MAX_PAIRS = 1_000_000
+MAX_PAIRS = 200_000
 _BLANK = 1.0  # standard deviation in grey levels below which a thumbnail shows nothing
 _BLOCK = 1024
 

@@ -20,7 +20,7 @@ FACTS = {
     "colour mode": ("mode",),
     "container format": ("format",),
 }
-MAX_TRAIN, MAX_TEST = 10_000, 2_500  # of the thumbnails, whose distances are held in memory
+MAX_TRAIN, MAX_TEST = 10_000, 2_000  # of the thumbnails, whose distances are held in memory
 NOTABLE_ACCURACY, NOTABLE_AUC = 0.1, 0.7  # above the majority rate; of a warning
 SIGNIFICANT = 0.01
 
@@ -122,7 +122,7 @@ def probe_shortcuts(
 
     Args:
         thumbnails: uint8 (images, height, width), grey; others as for `file_baselines`. Of more
-            than 10,000 training or 2,500 test images so many are drawn for the thumbnails.
+            than 10,000 training or 2,000 test images so many are drawn for the thumbnails.
     """
     rng = np.random.default_rng(0)
     some_train = np.sort(rng.permutation(train)[:MAX_TRAIN])
