@@ -11,6 +11,11 @@ from .findings import MAX_EXAMPLES, SEEN, Catalogue, Finding, leak_severity, sha
 
 NEAR = "a near copy (recompressed, brightened, trimmed a little, or the next slice)"
 
+CHANCE = (
+    "Look at them first (audit.py draws them into pairs.png): about two in a million pairs of "
+    "unrelated chests match. "
+)
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -125,8 +130,9 @@ def find_leaks(copies: Copies, catalogue: Catalogue) -> list[Finding]:
                     leak_severity(len(images), total),
                     f"{share_text(len(images), total)} images of {part} have {what} in "
                     f"{' or '.join(p for p in earlier if p in parts)}.",
-                    f"Take these images out of {part}, or keep all copies in one part: give them "
-                    "one value in a column, and split anew with it as --group_column_name.",
+                    f"{'' if images is exact else CHANCE}Take these images out of {part}, or keep "
+                    "all copies in one part: give them one value in a column, and split anew with "
+                    "it as --group_column_name.",
                     _describe(examples, catalogue),
                     {
                         "part": part,

@@ -4,15 +4,17 @@ Near copies must agree in two ways. A perceptual hash alone matches unrelated ch
 have much the same outline; so the thumbnails must correlate as well. The defaults come from three
 real sets and the phantoms, all pairs of each. At a correlation of 0.95 and 6 differing bits of 64:
 
-- 1 of 499,000 pairs of slices from different scans (LUNA16) is a match; by the hash alone 425, by
-  correlation alone 5. At 0.90 and 10 bits it would be 70.
+- 1 of 499,000 pairs of slices from different scans (LUNA16) is a match, two abdomens with little
+  in them; by the hash alone 405, by correlation alone 5. At 0.90 and 10 bits it would be 70.
 - None of 44,700 pairs of phantoms of different patients.
 - In COVID-CT every match of different patients is a known double entry (2 of 277,885 pairs).
 - Of pictures saved as JPEG of quality 30, halved in size, or with contrast raised by 30 %, all are
   found; with brightness raised by 20 % (which clips) 98 to 100 %; with 1 % cut off all sides 96 to
   100 %. Cutting 2 % off all sides moves so much that most are missed.
 
-Neighbouring slices of one scan often match, too: for a split they are as bad as copies.
+Two of a million pairs by chance are one among 1,000 images and a hundred among 10,000, as 10,000
+files made from 300 phantoms showed; most lie below a correlation of 0.97. Neighbouring slices of
+one scan often match, too: for a split they are as bad as copies.
 """
 
 from collections import defaultdict
