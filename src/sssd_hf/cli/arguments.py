@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..data.duplicates import MAX_DISTANCE, MIN_CORRELATION
+from ..data.findings import KINDS
 from ..data.windows import parse_windows
 
 
@@ -424,6 +426,48 @@ class PredictArguments:
         check_ranges(self, per_device_eval_batch_size=(1, None))
 
 
+@dataclass
+class AuditArguments:
+    _argument_group_name = "audit"
+
+    output_dir: str = option("runs/audit", "Where audit.json, audit.txt and pairs.png go.")
+    fail_on: str = option(
+        "",
+        "Exit with status 1 on findings of these kinds, by comma: leakage, label_conflict, "
+        "unreadable, class_balance, shortcut, duplicates, or any.",
+    )
+    near_correlation: float = option(
+        MIN_CORRELATION, "Least correlation of the thumbnails of near copies."
+    )
+    near_hash_distance: int = option(
+        MAX_DISTANCE, "Most differing bits, of 64, of their perceptual hashes."
+    )
+    max_pairs: int = option(24, "Pairs of copies that pairs.png shows, the worst first.")
+    num_workers: int | None = option(
+        None, "Processes that decode (default: one for each processor)."
+    )
+    seed: int = option(0, "Of splits the script makes; as in fine-tuning, so are the splits.")
+
+    def __post_init__(self) -> None:
+        check_ranges(
+            self,
+            near_correlation=(0, 1),
+            near_hash_distance=(0, 64),
+            max_pairs=(0, 200),
+            num_workers=(1, None),
+        )
+        unknown = set(self.kinds_to_fail_on()) - set(KINDS)
+        if unknown:
+            raise ValueError(
+                f"--fail_on {self.fail_on}: {', '.join(sorted(unknown))} is no kind of finding; "
+                f"expected of {', '.join(KINDS)} one or several by comma, or any."
+            )
+
+    def kinds_to_fail_on(self) -> list[str]:
+        kinds = [kind.strip() for kind in self.fail_on.split(",") if kind.strip()]
+        return list(KINDS) if "any" in kinds else kinds
+
+
 SCRIPTS: dict[str, tuple[type, ...]] = {
     "pretrain": (
         DataArguments,
@@ -435,6 +479,7 @@ SCRIPTS: dict[str, tuple[type, ...]] = {
     "finetune": (DataArguments, ModelArguments, FinetuneAugmentation, FinetuneTraining),
     "evaluate": (DataArguments, EvaluateArguments),
     "predict": (PredictArguments,),
+    "audit": (DataArguments, AuditArguments),
 }
 
 

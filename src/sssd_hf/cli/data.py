@@ -182,10 +182,16 @@ def hold_out(
 
 
 def split_data(
-    dataset: Any, data: DataArguments, seed: int, own: str | None, earlier: str | None = None
+    dataset: Any,
+    data: DataArguments,
+    seed: int,
+    own: str | None,
+    earlier: str | None = None,
+    check: bool = True,
 ) -> dict[str, list[int]]:
     """Rows of each split: from the split column; else those of `splits.json` in the folder `own`;
-    else those of the folder `earlier`, if they serve here; else cut now."""
+    else those of the folder `earlier`, if they serve here; else cut now. Without `check` these last
+    may be unfit for training (see `check_splits`)."""
     # a column of one value, as of a data set on the Hub that has "train" only, splits nothing
     named = "split" in dataset.column_names and len(set(dataset["split"][:])) > 1
     if data.split_column is None and not named:
@@ -215,6 +221,7 @@ def split_data(
         train_test_split=data.train_test_split if "label" in dataset.column_names else 0.0,
         group_column_name=data.group_column_name,
         seed=seed,
+        check=check,
     )
 
 

@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from .facts import check_facts
 from .files import ImageError, Source, source_name
 from .messages import read_message, write_message
 from .preparation import Preparation
@@ -60,20 +61,26 @@ def decode_all(
     Raises:
         OSError: no child process can be started.
     """
-    shape = (preparation.num_channels, *preparation.size)
-    request = {
-        "preparation": preparation.to_dict(),
-        "size": preparation.size,
-        "num_channels": preparation.num_channels,
-    }
+    request, read_pixels, limits = _pixel_request(preparation, time_limit, memory_limit)
+    return _ask_all(sources, request, read_pixels, workers, limits, keep)
 
-    def read_answer(values: dict, data: bytes) -> np.ndarray:
-        if tuple(values["shape"]) != shape or len(data) != np.prod(shape):
-            raise ValueError("pixels of another shape")
-        return np.frombuffer(bytearray(data), np.uint8).reshape(shape)  # bytearray: writable
 
-    limits = (time_limit, memory_limit, int(np.prod(shape)))
-    return _ask_all(sources, request, read_answer, workers, limits, keep)
+def inspect_all(
+    sources: Sequence[Source],
+    preparation: Preparation,
+    workers: int | None = None,
+    *,
+    time_limit: float = TIME_LIMIT,
+    memory_limit: int = MEMORY_LIMIT,
+) -> Iterator[tuple[int, tuple[dict[str, Any], np.ndarray] | ImageError]]:
+    """As `decode_all`, but (`facts.read_facts`, pixels) for each source that can be read; it is
+    decoded once for both."""
+    request, read_pixels, limits = _pixel_request(preparation, time_limit, memory_limit)
+
+    def read_answer(values: dict, data: bytes) -> tuple[dict, np.ndarray]:
+        return check_facts(values["facts"]), read_pixels(values, data)
+
+    return _ask_all(sources, {**request, "facts": True}, read_answer, workers, limits)
 
 
 def describe_all(
@@ -133,6 +140,23 @@ class Decoders:
 def _close_all(children):
     while children:
         children.pop().close()
+
+
+def _pixel_request(preparation, time_limit, memory_limit):
+    """What a child is asked for pixels, how its answer is read, and its limits."""
+    shape = (preparation.num_channels, *preparation.size)
+    request = {
+        "preparation": preparation.to_dict(),
+        "size": preparation.size,
+        "num_channels": preparation.num_channels,
+    }
+
+    def read_pixels(values: dict, data: bytes) -> np.ndarray:
+        if tuple(values["shape"]) != shape or len(data) != np.prod(shape):
+            raise ValueError("pixels of another shape")
+        return np.frombuffer(bytearray(data), np.uint8).reshape(shape)  # bytearray: writable
+
+    return request, read_pixels, (time_limit, memory_limit, int(np.prod(shape)))
 
 
 def _ask_all(sources, request, read_answer, workers, limits, keep=None):

@@ -43,6 +43,7 @@ def main() -> None:
     package = types.ModuleType("sssd_hf")
     package.__path__ = [str(Path(__file__).resolve().parents[1])]
     sys.modules["sssd_hf"] = package
+    from sssd_hf.data.facts import read_facts
     from sssd_hf.data.files import ImageError, source_name
     from sssd_hf.data.messages import read_message, write_message
     from sssd_hf.data.preparation import Preparation, prepare_image
@@ -62,8 +63,13 @@ def main() -> None:
                 preparation = Preparation.from_dict(
                     request["preparation"], request["size"], request["num_channels"]
                 )
-                array = prepare_image(source, preparation)
-                answer, pixels = {"shape": array.shape}, array.tobytes()
+                if request.get("facts"):
+                    facts, array = read_facts(source, preparation)
+                    answer = {"shape": array.shape, "facts": facts}
+                else:
+                    array = prepare_image(source, preparation)
+                    answer = {"shape": array.shape}
+                pixels = array.tobytes()
         except ImageError as error:
             answer = {"error": str(error)}
         except Exception as error:  # none is known; the process could go on, and so it does
