@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test test-all style install clean
+.PHONY: demo test test-all stress style install clean
 
 install: $(INSTALLED)
 
@@ -26,6 +26,12 @@ test: style
 
 test-all: test
 	$(BIN)/python -m pytest -m slow
+
+# the engine's promises in full, by hand (about an hour); the tables are committed
+stress: $(INSTALLED)
+	$(BIN)/python tests/stress/kills.py --kills 50 --output docs/stress/kills.csv
+	$(BIN)/python tests/stress/invariance.py --output docs/stress/invariance.csv
+	$(BIN)/python tests/data/fuzzing.py 5000 | tee docs/stress/fuzz.txt
 
 clean:
 	rm -rf .venv demo .pytest_cache .ruff_cache build src/*.egg-info

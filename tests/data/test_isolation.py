@@ -1,11 +1,13 @@
 """Decoding in child processes: the same pixels, in order, whatever a file does to its decoder."""
 
+import gc
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ from PIL import Image
 
 from sssd_hf.data import isolation
 from sssd_hf.data.images import ImageError
-from sssd_hf.data.isolation import decode_all, describe_all
+from sssd_hf.data.isolation import Decoders, decode_all, describe_all
 from sssd_hf.data.preparation import Preparation, prepare_image
 
 SMALL = Preparation((8, 6))
@@ -202,8 +204,24 @@ def test_a_child_that_does_not_start(tmp_path, monkeypatch):
         list(decode_all(images(tmp_path, 3), SMALL))
 
 
+@pytest.fixture(autouse=True)
+def others():
+    """Children that were there before the test, of streams that earlier tests left open."""
+    OTHERS.clear()
+    OTHERS.update(all_workers())
+
+
+OTHERS = set()
+
+
 def running_workers():
+    return [p for p in all_workers() if p not in OTHERS]
+
+
+def all_workers():
     mine = []
+    if sys.platform != "linux":
+        return mine
     for task in Path("/proc/self/task").iterdir():
         mine += (task / "children").read_text().split()
     return [p for p in mine if b"worker.py" in Path(f"/proc/{p}/cmdline").read_bytes()]
@@ -228,6 +246,138 @@ def test_no_child_is_left(tmp_path, hostile):
     assert not running_workers()
     list(decode_all(files[1:], SMALL, 2))
     assert not running_workers()
+
+
+@linux
+def test_kept_children_serve_call_after_call(tmp_path, hostile):
+    files, decoders = images(tmp_path, 40), Decoders()
+
+    def decode(sources, size=(8, 6), **options):
+        found = list(decode_all(sources, Preparation(size), 2, keep=decoders, **options))
+        for source, (_, pixels) in zip(sources, found, strict=True):
+            np.testing.assert_array_equal(pixels, prepare_image(source, Preparation(size)))
+
+    decode(files)
+    first = set(running_workers())
+    assert len(first) == 2
+    decode(files, (20, 30))  # another, larger size
+    assert set(running_workers()) == first
+    results = list(decode_all([hostile("crash"), *files], SMALL, 2, keep=decoders))
+    assert [isinstance(r, ImageError) for _, r in results] == [True] + [False] * 40
+    decode(files)
+    assert len(set(running_workers()) & first) == 1, "the other one died with its file"
+    decode(files, time_limit=5)  # told to a child when it starts
+    assert not set(running_workers()) & first
+    results = decode_all(files, SMALL, 2, keep=decoders)
+    next(results)
+    results.close()  # the caller stops early: those that may be busy are not kept
+    assert not running_workers()
+    decode(files)
+    decoders.close()
+    assert not running_workers()
+    decode(files[:1])
+    assert not running_workers(), "closed is closed"
+    decoders = Decoders()
+    decode(files)
+    decoders = None  # nobody holds it any more
+    gc.collect()
+    assert not running_workers()
+
+
+@linux
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1"])
+def test_signals_to_the_group_leave_it_to_the_parent(tmp_path, name):
+    """Clusters send the warning of preemption to every process of a job."""
+    decoders, files = Decoders(), images(tmp_path, 3)
+    for _ in range(2):
+        results = [pixels for _, pixels in decode_all(files, SMALL, 1, keep=decoders)]
+        np.testing.assert_array_equal(results, [prepare_image(file, SMALL) for file in files])
+        (child,) = running_workers()
+        os.kill(int(child), getattr(signal, name))
+    assert running_workers() == [child]
+    decoders.close()
+
+
+@linux
+def test_two_threads_share_kept_children(tmp_path):
+    files, decoders = images(tmp_path, 60), Decoders()
+    expected = [prepare_image(file, SMALL) for file in files]
+
+    def decode(_):
+        return [pixels for _, pixels in decode_all(files, SMALL, 2, keep=decoders)]
+
+    with ThreadPoolExecutor(3) as pool:
+        for found in pool.map(decode, range(9)):
+            np.testing.assert_array_equal(found, expected)
+    assert len(running_workers()) <= 6
+    decoders.close()
+
+
+FORK = """
+import os, signal, sys, time
+import numpy as np
+from sssd_hf.data.isolation import Decoders, decode_all
+from sssd_hf.data.preparation import Preparation, prepare_image
+def right(files):
+    preparation = Preparation((8, 6))
+    found = [pixels for _, pixels in decode_all(files, preparation, 1, keep=decoders)]
+    return np.array_equal(found, [prepare_image(file, preparation) for file in files])
+def workers(pid):
+    return open(f"/proc/{pid}/task/{pid}/children").read().split()
+if __name__ == "__main__":
+    signal.alarm(100)
+    decoders, files = Decoders(), sys.argv[1:]
+    assert right(files)
+    busy = decode_all(files, Preparation((8, 6)), 1, keep=Decoders())
+    next(busy)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(100)
+        ok = right(files)  # while the parent decodes too
+        print("forked", ok, flush=True)
+        sys.stdin.read()  # stays, with what it inherited, after its parent
+        os._exit(0)
+    assert all(right(files) for _ in range(20)) and len(list(busy)) == len(files) - 1
+    print("parent", child, flush=True)
+    time.sleep(60)
+"""
+
+
+@linux
+def test_a_forked_process_starts_its_own(tmp_path):
+    """And holds nothing by which its parent's children would outlive the parent."""
+    source = str(Path(isolation.__file__).parents[2])
+    parent = subprocess.Popen(
+        [sys.executable, "-c", FORK, *map(str, images(tmp_path, 40))],
+        env={**os.environ, "PYTHONPATH": source},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    said = sorted(parent.stdout.readline().split() for _ in range(2))
+    assert said[0] == ["forked", "True"]
+    assert said[1][0] == "parent"
+    children = [
+        int(p)
+        for task in Path(f"/proc/{parent.pid}/task").iterdir()
+        for p in (task / "children").read_text().split()
+        if b"worker.py" in Path(f"/proc/{p}/cmdline").read_bytes()
+    ]
+    assert children
+    os.kill(parent.pid, signal.SIGKILL)
+    parent.wait()
+    deadline = time.monotonic() + 10
+    while any(alive(child) for child in children) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert alive(int(said[1][1])), "the forked process is still there"
+    left = [child for child in children if alive(child)]
+    parent.stdin.close()  # ends it
+    assert not left
+
+
+def alive(pid):
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
 PARENT = """

@@ -10,7 +10,8 @@ from scipy import stats
 from sklearn import metrics as reference
 
 from sssd_hf.evaluation import intervals
-from sssd_hf.evaluation.intervals import bootstrap_intervals, resampled_metrics, wilson_interval
+from sssd_hf.evaluation.independent import wilson_interval
+from sssd_hf.evaluation.intervals import bootstrap_intervals, resampled_metrics
 
 
 def softmax(scores):
@@ -39,11 +40,16 @@ def repeated_by_scikit_learn(labels, probabilities, weights):
         roc_auc = reference.roc_auc_score(labels, probabilities[:, 1])
         specificity = reference.recall_score(labels, predicted, pos_label=0)
         options = {"average": "binary"}
+        average_precision = reference.average_precision_score(labels, probabilities[:, 1])
+        brier = reference.brier_score_loss(labels, probabilities[:, 1])
     else:
         roc_auc = reference.roc_auc_score(labels, probabilities, multi_class="ovr")
         confusion = reference.multilabel_confusion_matrix(labels, predicted)
         specificity = (confusion[:, 0, 0] / confusion[:, 0].sum(axis=1)).mean()
         options = {"average": "macro"}
+        one_hot = np.eye(probabilities.shape[1])[labels]
+        average_precision = reference.average_precision_score(one_hot, probabilities)
+        brier = reference.brier_score_loss(labels, probabilities, scale_by_half=False)
     return {
         "accuracy": reference.accuracy_score(labels, predicted),
         "balanced_accuracy": reference.balanced_accuracy_score(labels, predicted),
@@ -51,6 +57,12 @@ def repeated_by_scikit_learn(labels, probabilities, weights):
         "recall": reference.recall_score(labels, predicted, **options),
         "specificity": specificity,
         "f1": reference.f1_score(labels, predicted, **options),
+        "precision": reference.precision_score(labels, predicted, **options),
+        "average_precision": average_precision,
+        "mcc": reference.matthews_corrcoef(labels, predicted),
+        "cohen_kappa": reference.cohen_kappa_score(labels, predicted),
+        "log_loss": reference.log_loss(labels, probabilities),
+        "brier": brier,
     }
 
 
@@ -60,7 +72,7 @@ def test_weighted_metrics_equal_scikit_learn_on_repeated_images(num_classes, dec
     labels, probabilities = random_case(3, num_classes, decimals=decimals)
     distinct = len(np.unique(probabilities[:, 1]))
     assert (distinct < 40) == (decimals == 0)  # the rounded case has ties, the other has none
-    weights = np.random.default_rng(4).poisson(1, size=(50, len(labels)))
+    weights = np.random.default_rng(4).poisson(1, size=(100, len(labels)))
     found = resampled_metrics(labels, probabilities, weights)
     for row, weight in enumerate(weights):
         expected = repeated_by_scikit_learn(labels, probabilities, weight)
@@ -95,6 +107,10 @@ def test_undefined_resamples_are_nan():
         "recall": [nan, 1, nan],
         "specificity": [0.5, nan, nan],
         "f1": [0, 1, nan],
+        "precision": [0, 1, nan],
+        "average_precision": [nan, nan, nan],
+        "mcc": [nan, nan, nan],
+        "cohen_kappa": [nan, nan, nan],
     }.items():
         np.testing.assert_allclose(found[name], expected, err_msg=name)
 
@@ -190,8 +206,9 @@ def test_single_positive_patient_shows_no_spread_of_its_class():
     labels = np.array([0] * 20 + [1] * 5)
     score = np.where(np.arange(25) % 3 == 0, 0.8, 0.2)
     found = bootstrap_intervals(labels, from_scores(score), [*range(20), *[99] * 5])
-    low, high = found.pop("accuracy")
-    assert 0 <= low < high <= 1
+    for name in intervals.MEANS_OVER_IMAGES:
+        low, high = found.pop(name)
+        assert 0 <= low < high < 2
     assert all(math.isnan(value) for pair in found.values() for value in pair)
 
 

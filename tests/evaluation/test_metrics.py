@@ -7,11 +7,17 @@ import numpy as np
 import pytest
 from sklearn import metrics as reference
 
-from sssd_hf.evaluation.metrics import check_predictions, classification_metrics, to_json
+from sssd_hf.evaluation.metrics import (
+    check_predictions,
+    classification_metrics,
+    confidence_bins,
+    expected_calibration_error,
+    to_json,
+)
 
 NAMES = {
     "accuracy", "balanced_accuracy", "precision", "recall", "specificity", "f1", "roc_auc",
-    "average_precision", "log_loss", "brier",
+    "average_precision", "mcc", "cohen_kappa", "log_loss", "brier", "ece",
 }  # fmt: skip
 
 
@@ -23,6 +29,20 @@ def random_case(seed, num_classes, count=80):
     scores = np.round(generator.normal(size=(count, num_classes)) + np.eye(num_classes)[labels], 1)
     exponentials = np.exp(scores - scores.max(axis=1, keepdims=True))
     return labels, exponentials / exponentials.sum(axis=1, keepdims=True)
+
+
+def calibration_error_by_loop(labels, probabilities, num_bins=15):
+    total = 0.0
+    for index in range(num_bins):
+        inside = [
+            (max(row), int(np.argmax(row) == label))
+            for row, label in zip(probabilities, labels, strict=True)
+            if index / num_bins < max(row) <= (index + 1) / num_bins
+        ]
+        if inside:
+            confidence, right = np.mean(inside, axis=0)
+            total += len(inside) / len(labels) * abs(confidence - right)
+    return total
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -39,6 +59,9 @@ def test_binary_equals_scikit_learn(seed):
             "f1": reference.f1_score(labels, predicted),
             "roc_auc": reference.roc_auc_score(labels, score),
             "average_precision": reference.average_precision_score(labels, score),
+            "mcc": reference.matthews_corrcoef(labels, predicted),
+            "cohen_kappa": reference.cohen_kappa_score(labels, predicted),
+            "ece": calibration_error_by_loop(labels, probabilities),
             "log_loss": reference.log_loss(labels, probabilities),
             "brier": reference.brier_score_loss(labels, score),
         },
@@ -62,6 +85,9 @@ def test_three_classes_equal_scikit_learn(seed):
             "f1": reference.f1_score(labels, predicted, average="macro"),
             "roc_auc": reference.roc_auc_score(labels, probabilities, multi_class="ovr"),
             "average_precision": reference.average_precision_score(one_hot, probabilities),
+            "mcc": reference.matthews_corrcoef(labels, predicted),
+            "cohen_kappa": reference.cohen_kappa_score(labels, predicted),
+            "ece": calibration_error_by_loop(labels, probabilities),
             "log_loss": reference.log_loss(labels, probabilities),
             "brier": sum(reference.brier_score_loss(one_hot[:, c], probabilities[:, c])
                          for c in range(3)),
@@ -91,8 +117,8 @@ def test_binary_by_hand():
 @pytest.mark.parametrize(
     ("label", "undefined"),
     [
-        (0, {"recall", "roc_auc", "average_precision"}),
-        (1, {"specificity", "roc_auc", "average_precision"}),
+        (0, {"recall", "roc_auc", "average_precision", "mcc", "cohen_kappa"}),
+        (1, {"specificity", "roc_auc", "average_precision", "mcc", "cohen_kappa"}),
     ],
 )
 def test_one_class_only_leaves_nan(label, undefined):
@@ -133,6 +159,27 @@ def test_half_precision_rows_pass_and_certain_mistakes_stay_finite():
 
 def test_tie_of_probabilities_predicts_the_lower_class():
     assert classification_metrics([0, 1], [[0.5, 0.5], [0.5, 0.5]])["specificity"] == 1
+
+
+def test_calibration_error_by_hand():
+    """Confidences 0.55 (right, wrong) and 1 (right, right, wrong) in ten bins."""
+    score = np.array([0.55, 0.45, 1.0, 1.0, 0.0])
+    counts, confidence, accuracy = confidence_bins(
+        [1, 1, 1, 1, 1], np.stack([1 - score, score], axis=1), 10
+    )
+    assert counts.tolist() == [0, 0, 0, 0, 0, 2, 0, 0, 0, 3]
+    assert (confidence[5], accuracy[5]) == (pytest.approx(0.55), 0.5)
+    assert (confidence[9], accuracy[9]) == (1, pytest.approx(2 / 3))
+    assert np.isnan(confidence[0])
+    found = expected_calibration_error([1] * 5, np.stack([1 - score, score], axis=1), 10)
+    assert found == pytest.approx(2 / 5 * 0.05 + 3 / 5 / 3)
+    with pytest.raises(ValueError, match="num_bins is 0"):
+        confidence_bins([0], [[0.5, 0.5]], 0)
+
+
+def test_constant_prediction_has_no_correlation():
+    found = classification_metrics([0, 1, 1], [[0.2, 0.8]] * 3)
+    assert found["mcc"] == found["cohen_kappa"] == 0
 
 
 @pytest.mark.parametrize(

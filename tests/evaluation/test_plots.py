@@ -41,6 +41,8 @@ def run_records(steps=120, per_epoch=10):
         if step % per_epoch == 0:
             held_out = {"eval_reconstruction_loss": part, "eval_distillation_loss": 3 * part}
             records.append(where | held_out | {"eval_accuracy": 0.8, "eval_roc_auc": 0.9})
+            probe = {"probe_knn_accuracy": 0.6, "probe_linear_accuracy": 0.7}
+            records[-1] |= probe | {"probe_linear_roc_auc": 0.75}
     return records
 
 
@@ -84,6 +86,23 @@ def test_curves_are_the_logged_values():
     training, held_out = drawn_lines(training_figure(records), "Loss")
     assert training == [(0.5, 4.0), (2.0, 2.0)]
     assert held_out == [(1.0, 3.0), (2.0, 1.0)]
+
+
+def test_probes_have_their_own_panel():
+    """With more than two classes there is no area under the curve."""
+    records = [
+        {"step": 10, "epoch": 1.0, "loss": 2.0},
+        {"step": 10, "epoch": 1.0, "probe_knn_accuracy": 0.5, "probe_linear_accuracy": 0.6},
+        {"step": 20, "epoch": 2.0, "eval_loss": 1.0},
+        {"step": 30, "epoch": 3.0, "probe_knn_accuracy": 0.7, "probe_linear_accuracy": 0.9},
+    ]
+    figure = training_figure(records)
+    assert titles(figure) == ["Loss", "Probe of frozen features"]
+    knn, linear = drawn_lines(figure, "Probe of frozen features")
+    assert knn == [(1.0, 0.5), (3.0, 0.7)]
+    assert linear == [(1.0, 0.6), (3.0, 0.9)]
+    shown = [text.get_text() for text in figure.axes[1].get_legend().get_texts()]
+    assert shown == ["k-NN accuracy", "linear accuracy"]
 
 
 def test_whole_epochs_give_way_to_steps():

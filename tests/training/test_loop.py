@@ -1,5 +1,6 @@
 """The loop against plain loops over whole batches, written here with torch alone."""
 
+import itertools
 import json
 import math
 import os
@@ -8,7 +9,6 @@ import threading
 import time
 from contextlib import nullcontext
 from functools import partial
-from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
@@ -430,7 +430,7 @@ def test_a_checkpoint_by_time_is_written_once_a_time(disk, tmp_path, monkeypatch
         thread.join()
     assert not errors, errors
     assert 3 <= len(tried) <= 5, tried
-    assert min(later - step for step, later in pairwise(tried)) >= 6
+    assert min(later - step for step, later in itertools.pairwise(tried)) >= 6
 
 
 @pytest.mark.parametrize("moment", ["evaluate", "make_batch"])

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..data.duplicates import MAX_DISTANCE, MIN_CORRELATION
+from ..data.findings import KINDS
 from ..data.windows import parse_windows
 
 
@@ -108,6 +110,11 @@ class DataArguments:
         "Read --dataset_name, or shards in --data_dir (WebDataset *.tar, or Parquet files with "
         "images inside), as a stream: for sets that fit no disk.",
     )
+    label_names: str | None = option(
+        None,
+        "Names of a stream's classes by comma, in the order of their numbers 0, 1, ..., where the "
+        "stream has none (fine-tuning on WebDataset shards).",
+    )
     shuffle_buffer_size: int = option(
         1000, "Images of a stream that are read ahead and shuffled among each other."
     )
@@ -121,6 +128,10 @@ class DataArguments:
         )
         if self.window is not None:
             parse_windows(self.window)
+        if self.label_names is not None and not self.streaming:
+            raise ValueError(
+                "--label_names is for --streaming; a folder or table has its labels' names in it."
+            )
 
 
 @dataclass
@@ -415,6 +426,48 @@ class PredictArguments:
         check_ranges(self, per_device_eval_batch_size=(1, None))
 
 
+@dataclass
+class AuditArguments:
+    _argument_group_name = "audit"
+
+    output_dir: str = option("runs/audit", "Where audit.json, audit.txt and pairs.png go.")
+    fail_on: str = option(
+        "",
+        "Exit with status 1 on findings of these kinds, by comma: leakage, label_conflict, "
+        "unreadable, class_balance, shortcut, duplicates, or any.",
+    )
+    near_correlation: float = option(
+        MIN_CORRELATION, "Least correlation of the thumbnails of near copies."
+    )
+    near_hash_distance: int = option(
+        MAX_DISTANCE, "Most differing bits, of 64, of their perceptual hashes."
+    )
+    max_pairs: int = option(24, "Pairs of copies that pairs.png shows, the worst first.")
+    num_workers: int | None = option(
+        None, "Processes that decode (default: one for each processor)."
+    )
+    seed: int = option(0, "Of splits the script makes; as in fine-tuning, so are the splits.")
+
+    def __post_init__(self) -> None:
+        check_ranges(
+            self,
+            near_correlation=(0, 1),
+            near_hash_distance=(0, 64),
+            max_pairs=(0, 200),
+            num_workers=(1, None),
+        )
+        unknown = set(self.kinds_to_fail_on()) - set(KINDS)
+        if unknown:
+            raise ValueError(
+                f"--fail_on {self.fail_on}: {', '.join(sorted(unknown))} is no kind of finding; "
+                f"expected of {', '.join(KINDS)} one or several by comma, or any."
+            )
+
+    def kinds_to_fail_on(self) -> list[str]:
+        kinds = [kind.strip() for kind in self.fail_on.split(",") if kind.strip()]
+        return list(KINDS) if "any" in kinds else kinds
+
+
 SCRIPTS: dict[str, tuple[type, ...]] = {
     "pretrain": (
         DataArguments,
@@ -426,6 +479,7 @@ SCRIPTS: dict[str, tuple[type, ...]] = {
     "finetune": (DataArguments, ModelArguments, FinetuneAugmentation, FinetuneTraining),
     "evaluate": (DataArguments, EvaluateArguments),
     "predict": (PredictArguments,),
+    "audit": (DataArguments, AuditArguments),
 }
 
 

@@ -79,11 +79,8 @@ def load_data(data: DataArguments, slice_axis: str | None = None) -> Any:
     )
 
 
-def load_stream(
-    data: DataArguments, preparation: Preparation, seed: int, accelerator: Accelerator | None
-) -> ImageStream:
-    """This process's share (without an accelerator: all) of the stream that the options name."""
-    dataset = open_stream(
+def _open(data: DataArguments) -> Any:
+    return open_stream(
         data.data_dir,
         data.dataset_name,
         dataset_config_name=data.dataset_config_name,
@@ -93,23 +90,81 @@ def load_stream(
         image_column_name=data.image_column_name,
         label_column_name=data.label_column_name or None,
     )
+
+
+def stream_label_names(data: DataArguments) -> list[str]:
+    """The classes of a stream, in the order of their numbers.
+
+    Raises:
+        ValueError: it has no labels, or the classes' names are not known, or known twice.
+    """
+    import datasets
+
+    dataset = _open(data)
+    label = (dataset.features or dataset._resolve_features().features).get("label")
+    given = data.label_names and [name.strip() for name in data.label_names.split(",")]
+    if label is None:
+        raise ValueError(
+            "--streaming: the images have no labels: name their column by --label_column_name "
+            '(WebDataset: "cls")'
+        )
+    if isinstance(label, datasets.ClassLabel):
+        if given and given != label.names:
+            raise ValueError(
+                f"--label_names {data.label_names}: the stream itself says "
+                f"{','.join(label.names)}: leave the option out"
+            )
+        return label.names
+    if not given or len(set(given)) != len(given) or len(given) < 2 or not all(given):
+        raise ValueError(
+            f"--label_names {data.label_names}: the labels are numbers of type {label.dtype}: "
+            "expected the names of all classes by comma, in the order of the numbers 0, 1, ..."
+        )
+    return given
+
+
+def load_stream(
+    data: DataArguments,
+    preparation: Preparation,
+    seed: int,
+    accelerator: Accelerator | None,
+    num_classes: int | None = None,
+) -> ImageStream:
+    """This process's share (without an accelerator: all) of the stream that the options name."""
     return ImageStream(
-        dataset,
+        _open(data),
         preparation,
         seed=seed,
         buffer_size=data.shuffle_buffer_size,
         rank=accelerator.process_index if accelerator else 0,
         world=accelerator.num_processes if accelerator else 1,
         skip_bad_files=data.skip_bad_files,
+        num_classes=num_classes,
     )
 
 
-def hold_out(data: DataArguments, preparation: Preparation, count: int = 1000) -> Images | None:
-    """The first `count` images of --validation_split, where a stream has one."""
-    if data.validation_split is None or data.data_dir is not None:
+def hold_out(
+    data: DataArguments,
+    preparation: Preparation,
+    device: torch.device | str = "cpu",
+    num_classes: int | None = None,
+    count: int = 1000,
+) -> Images | None:
+    """The first `count` images of a stream's --validation_split, where that is given.
+
+    Raises:
+        ValueError: shards of --data_dir have no splits.
+    """
+    if data.validation_split is None:
         return None
+    if data.data_dir is not None:
+        raise ValueError(
+            f"--validation_split {data.validation_split}: the shards of --data_dir are of one "
+            "split. Name their folder by --dataset_name instead, with files such as "
+            "train-000.parquet and validation-000.parquet, or leave the option out."
+        )
     alone = replace(data, train_split=data.validation_split, shuffle_buffer_size=1)
-    stream = load_stream(alone, preparation, 0, None)
+    stream = load_stream(alone, preparation, 0, None, num_classes)
     batches = []
     while sum(len(batch.positions) for batch in batches) < count:
         batches.append(stream.read(1))
@@ -119,16 +174,24 @@ def hold_out(data: DataArguments, preparation: Preparation, count: int = 1000) -
     stream.close()
     labels = None
     if batches[0].labels is not None:
-        labels = torch.cat([batch.labels for batch in batches])
-    positions = torch.cat([batch.positions for batch in batches])
+        labels = torch.cat([batch.labels for batch in batches]).to(device)
+    elif num_classes is not None:
+        raise ValueError(f"--validation_split {data.validation_split}: its images have no labels")
+    positions = torch.cat([batch.positions for batch in batches]).to(device)
     return Images(positions, labels, torch.cat([batch.pixels for batch in batches]))
 
 
 def split_data(
-    dataset: Any, data: DataArguments, seed: int, own: str | None, earlier: str | None = None
+    dataset: Any,
+    data: DataArguments,
+    seed: int,
+    own: str | None,
+    earlier: str | None = None,
+    check: bool = True,
 ) -> dict[str, list[int]]:
     """Rows of each split: from the split column; else those of `splits.json` in the folder `own`;
-    else those of the folder `earlier`, if they serve here; else cut now."""
+    else those of the folder `earlier`, if they serve here; else cut now. Without `check` these last
+    may be unfit for training (see `check_splits`)."""
     # a column of one value, as of a data set on the Hub that has "train" only, splits nothing
     named = "split" in dataset.column_names and len(set(dataset["split"][:])) > 1
     if data.split_column is None and not named:
@@ -158,6 +221,7 @@ def split_data(
         train_test_split=data.train_test_split if "label" in dataset.column_names else 0.0,
         group_column_name=data.group_column_name,
         seed=seed,
+        check=check,
     )
 
 

@@ -31,6 +31,7 @@ from .data import (
     preparation_of,
     split_data,
     stored_slice_axis,
+    stream_label_names,
 )
 from .runs import (
     EarlyStopping,
@@ -46,14 +47,20 @@ from .runs import (
 logger = logging.getLogger("sssd_hf")
 
 
-def class_weights_of(option: str, names: list[str], labels: list[int]) -> list[float] | None:
-    """The weights that --class_weights asks for; balanced ones as scikit-learn's.
+def class_weights_of(option: str, names: list[str], labels: list[int] | None) -> list[float] | None:
+    """The weights that --class_weights asks for; balanced ones as scikit-learn's. A stream's
+    `labels` are not known (None).
 
     Raises:
         ValueError: other than none, balanced, or a positive number a class.
     """
     if option == "none":
         return None
+    if option == "balanced" and labels is None:
+        raise ValueError(
+            "--class_weights balanced: how frequent the classes of a stream are is not known: give "
+            "one number a class instead."
+        )
     counts = Counter(labels)
     if option == "balanced":
         missing = [name for i, name in enumerate(names) if not counts[i]]
@@ -86,7 +93,7 @@ def build_model(
         "drop_path_rate": 0.0 if training.freeze_encoder else training.drop_path_rate,
         "label_smoothing": training.label_smoothing,
         "pooling": training.pooling,
-        **({} if class_weights is None else {"class_weights": class_weights}),
+        "class_weights": class_weights,  # None too: not those of the checkpoint's own training
         **config_options(model),
     }
     name = model.model_name_or_path
@@ -154,15 +161,19 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     output = Path(training.output_dir)
     common.check_checkpoint(model_arguments.model_name_or_path)
-    axis = stored_slice_axis(model_arguments.model_name_or_path, model_arguments.model_revision)
-    dataset = load_data(data_arguments, axis)
-    names = require_labels(dataset)
-    own = None if training.overwrite_output_dir else training.output_dir
-    splits = split_data(
-        dataset, data_arguments, training.seed, own, model_arguments.model_name_or_path
-    )
-    rows = choose_rows(splits["train"], data_arguments.max_train_samples, training.seed)
-    labels = dataset.select(rows)["label"][:]
+    if data_arguments.streaming:
+        dataset, splits, rows, labels = None, {}, [], None
+        names = stream_label_names(data_arguments)
+    else:
+        axis = stored_slice_axis(model_arguments.model_name_or_path, model_arguments.model_revision)
+        dataset = load_data(data_arguments, axis)
+        names = require_labels(dataset)
+        own = None if training.overwrite_output_dir else training.output_dir
+        splits = split_data(
+            dataset, data_arguments, training.seed, own, model_arguments.model_name_or_path
+        )
+        rows = choose_rows(splits["train"], data_arguments.max_train_samples, training.seed)
+        labels = dataset.select(rows)["label"][:]
     weights = class_weights_of(training.class_weights, names, labels)
     model = build_model(model_arguments, training, names, weights)
     if training.freeze_encoder:
@@ -175,7 +186,10 @@ def main(argv: list[str] | None = None) -> int:
     if accelerator.is_main_process:
         common.save_run(output, "finetune", arguments, dataset, splits, data_arguments)
         counts = ", ".join(f"{part} {len(part_rows)}" for part, part_rows in splits.items())
-        logger.info(f"fine-tuning for {len(names)} classes ({', '.join(names)}); images: {counts}")
+        logger.info(
+            f"fine-tuning for {len(names)} classes ({', '.join(names)}); "
+            f"images: {counts or 'a stream'}"
+        )
     preparation = preparation_of(config, size, data_arguments)
     mark_preparation(config, preparation)
     images, validation, feed = open_images(
@@ -187,6 +201,7 @@ def main(argv: list[str] | None = None) -> int:
         training,
         accelerator,
         training.balanced_sampling,
+        len(names),
     )
     if validation is None and training.metric_for_best_model != "last":
         logger.warning("no validation split: the last checkpoint is kept")
@@ -204,7 +219,7 @@ def main(argv: list[str] | None = None) -> int:
     class_weights = class_weights.to(accelerator.device)
 
     best = BestCheckpoint(training.metric_for_best_model)
-    stopping = EarlyStopping(training.early_stopping_patience)
+    stopping = EarlyStopping(training.early_stopping_patience, validation)
 
     make_batch = batches.augmented
     if mixing:

@@ -110,16 +110,19 @@ def probe_due(
     per_epoch: int,
     images: Images | None,
     held_out: Images,
+    last: bool = False,
 ) -> bool:
     """Whether this evaluation is the first after a multiple of --probe_epochs, or the last one, and
     the images have labels to probe for."""
-    every = round(training.probe_epochs * per_epoch)
-    if not every or images is None or images.labels is None or held_out.labels is None:
+    if not training.probe_epochs or images is None:
         return False
+    if images.labels is None or held_out.labels is None:
+        return False
+    every = max(1, round(training.probe_epochs * per_epoch))
     if len(images.labels.unique()) < 2:
         return False
     since = settings.eval_steps or settings.total_steps
-    return step == settings.total_steps or step // every > (step - since) // every
+    return last or step == settings.total_steps or step // every > (step - since) // every
 
 
 def probe_features(
@@ -250,7 +253,7 @@ def main(argv: list[str] | None = None) -> int:
         statistics,
         accelerator.device,
     )
-    stopping = EarlyStopping(training.early_stopping_patience)
+    stopping = EarlyStopping(training.early_stopping_patience, held_out)
 
     def log_values(output: Any) -> dict[str, torch.Tensor]:
         values = {"reconstruction_loss": output.reconstruction_loss}
@@ -272,9 +275,10 @@ def main(argv: list[str] | None = None) -> int:
             return {}
         batch_size = training.per_device_eval_batch_size
         metrics = held_out_losses(model, held_out, statistics, batch_size, accelerator)
-        if probe_due(step, training, settings, feed.steps_per_epoch, images, held_out):
-            metrics |= probe_features(model, images, held_out, statistics, batch_size, accelerator)
         stopping.offer(-metrics["eval_reconstruction_loss"])
+        last, per_epoch = stopping.finished(), feed.steps_per_epoch
+        if probe_due(step, training, settings, per_epoch, images, held_out, last):
+            metrics |= probe_features(model, images, held_out, statistics, batch_size, accelerator)
         return metrics
 
     stage = Stage(

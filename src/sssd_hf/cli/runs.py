@@ -62,22 +62,38 @@ def open_images(
     training: TrainingArguments,
     accelerator: Accelerator,
     balanced: bool = False,
+    num_classes: int | None = None,
 ) -> tuple[Images | None, Images | None, ImageFeed | Ahead | StreamFeed]:
     """(training images, held-out images, what a step learns from); without a `dataset` the options
-    name a stream, of which there are no training images at hand."""
+    name a stream, of which there are no training images at hand.
+
+    Args:
+        balanced: show every class equally often.
+        num_classes: that a stream's labels may have.
+
+    Raises:
+        ValueError: an option that a stream needs is missing, or does not go with one.
+    """
     working = replace(preparation, size=working_size(preparation.size, data.cache_size))
     batch, parts = training.per_device_train_batch_size, training.gradient_accumulation_steps
     processes, rank = accelerator.num_processes, accelerator.process_index
     if dataset is None:
         if training.max_train_steps is None:
             raise ValueError("--streaming needs --max_train_steps: a stream's length is not known.")
-        stream = load_stream(data, working, training.seed, accelerator)
+        if data.max_train_samples is not None:
+            raise ValueError("--max_train_samples does not go with --streaming: leave it out.")
+        if balanced:
+            raise ValueError(
+                "--balanced_sampling does not go with --streaming, which reads images as they "
+                "come: give --class_weights one number a class instead."
+            )
+        stream = load_stream(data, working, training.seed, accelerator, num_classes)
         logger.info(
             "a stream: an image's randomness is drawn from its position in the stream, which "
             "depends on the number of processes; mixup stays within a process's batch"
         )
         feed = StreamFeed(stream, batch, parts, processes, training.eval_steps or 1000)
-        return None, hold_out(data, preparation), feed
+        return None, hold_out(data, preparation, accelerator.device, num_classes), feed
     output = Path(training.output_dir)
     images = decode_split(dataset, rows, working, data, accelerator, "training images", output)
     held_out = None
@@ -119,9 +135,18 @@ def warmup_steps(training: TrainingArguments, settings: LoopSettings, per_epoch:
 
 
 class EarlyStopping:
-    """Whether a score has not got better for `patience` evaluations; 0: never."""
+    """Whether a score has not got better for `patience` evaluations; 0: never.
 
-    def __init__(self, patience: int):
+    Raises:
+        ValueError: there are no images to evaluate on.
+    """
+
+    def __init__(self, patience: int, held_out: Images | None):
+        if patience and held_out is None:
+            raise ValueError(
+                f"--early_stopping_patience {patience}: there are no held-out images to evaluate "
+                "on. Give a --train_val_split above 0 or a --validation_split, or leave it out."
+            )
         self.patience, self.best, self.since = patience, -math.inf, 0
 
     def offer(self, score: float) -> None:
@@ -191,20 +216,23 @@ def fit(
         plain = {k: v if isinstance(v, (int, float)) else str(v) for k, v in options.items()}
         accelerator.init_trackers("sssd_hf", plain)
         log.tracker = accelerator.log
-    speed = train(
-        accelerator,
-        wrapped,
-        optimizer,
-        partial(cosine_with_warmup, warmup_steps=warmup, total_steps=settings.total_steps),
-        feed,
-        stage,
-        settings,
-        log,
-        average,
-        checkpoints,
-        training.resume_from_checkpoint,
-        {**options, "num_train_images": feed.num_images},
-    )
+    try:
+        speed = train(
+            accelerator,
+            wrapped,
+            optimizer,
+            partial(cosine_with_warmup, warmup_steps=warmup, total_steps=settings.total_steps),
+            feed,
+            stage,
+            settings,
+            log,
+            average,
+            checkpoints,
+            training.resume_from_checkpoint,
+            {**options, "num_train_images": feed.num_images},
+        )
+    finally:
+        feed.close()
     if average:
         average.copy_to_model()
     if training.report_to != "none":

@@ -13,7 +13,7 @@ import torch
 from tqdm import tqdm
 
 from .images import ImageError
-from .isolation import decode_all
+from .isolation import Decoders, decode_all
 from .preparation import Preparation, Source
 from .store import fingerprint, locked, read_store, store_folder, write_store
 
@@ -34,8 +34,8 @@ class Images:
         pixels: (images, channels, height, width) uint8, on the accelerator, in the host's memory or
             mapped from disk; None: decoded from `sources` at each access.
         mapped: whether `pixels` are mapped from disk.
-        sources, kept, preparation: where `pixels` is None, the images, which of them are used
-            ((images,) int64) and how they are decoded.
+        sources, kept, preparation, decoders: where `pixels` is None, the images, which of them are
+            used ((images,) int64), how they are decoded and by whom.
     """
 
     rows: torch.Tensor
@@ -45,6 +45,7 @@ class Images:
     sources: Sequence[Source] = field(default=(), repr=False)
     kept: torch.Tensor | None = None
     preparation: Preparation | None = None
+    decoders: Decoders | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -91,7 +92,7 @@ class Images:
             torch.index_select(self.pixels, 0, index, out=batch)
         else:
             chosen = [self.sources[i] for i in self.kept[index].tolist()]
-            for i, pixels in decode_all(chosen, self.preparation):
+            for i, pixels in decode_all(chosen, self.preparation, keep=self.decoders):
                 if isinstance(pixels, ImageError):
                     raise pixels
                 batch[i] = torch.from_numpy(pixels)
@@ -174,7 +175,7 @@ def decode_once(
         None if labels is None else torch.tensor(labels, dtype=torch.int64)[kept].to(device),
         pixels,
         pixels is not None and place == "disk",
-        *((sources, kept, preparation) if pixels is None else ()),
+        *((sources, kept, preparation, Decoders()) if pixels is None else ()),
     )
 
 

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from .facts import check_facts
 from .files import ImageError, Source, source_name
 from .messages import read_message, write_message
 from .preparation import Preparation
@@ -40,6 +42,7 @@ def decode_all(
     *,
     time_limit: float = TIME_LIMIT,
     memory_limit: int = MEMORY_LIMIT,
+    keep: "Decoders | None" = None,
 ) -> Iterator[tuple[int, np.ndarray | ImageError]]:
     """(index, pixels or what is wrong with the file) for each source, in order of the sources.
 
@@ -48,6 +51,9 @@ def decode_all(
         workers: child processes; None: one a processor that this process may use.
         time_limit: seconds for one image.
         memory_limit: bytes of address space of a child (Linux).
+        keep: takes the children from here and gives them back, for a caller that decodes batch
+            after batch: starting one takes longer than decoding many images. None: they end with
+            this call.
 
     Returns:
         Pixels are (channels, height, width) uint8, see `prepare_image`.
@@ -55,20 +61,26 @@ def decode_all(
     Raises:
         OSError: no child process can be started.
     """
-    shape = (preparation.num_channels, *preparation.size)
-    request = {
-        "preparation": preparation.to_dict(),
-        "size": preparation.size,
-        "num_channels": preparation.num_channels,
-    }
+    request, read_pixels, limits = _pixel_request(preparation, time_limit, memory_limit)
+    return _ask_all(sources, request, read_pixels, workers, limits, keep)
 
-    def read_answer(values: dict, data: bytes) -> np.ndarray:
-        if tuple(values["shape"]) != shape or len(data) != np.prod(shape):
-            raise ValueError("pixels of another shape")
-        return np.frombuffer(bytearray(data), np.uint8).reshape(shape)  # bytearray: writable
 
-    limits = (time_limit, memory_limit, int(np.prod(shape)))
-    return _ask_all(sources, request, read_answer, workers, limits)
+def inspect_all(
+    sources: Sequence[Source],
+    preparation: Preparation,
+    workers: int | None = None,
+    *,
+    time_limit: float = TIME_LIMIT,
+    memory_limit: int = MEMORY_LIMIT,
+) -> Iterator[tuple[int, tuple[dict[str, Any], np.ndarray] | ImageError]]:
+    """As `decode_all`, but (`facts.read_facts`, pixels) for each source that can be read; it is
+    decoded once for both."""
+    request, read_pixels, limits = _pixel_request(preparation, time_limit, memory_limit)
+
+    def read_answer(values: dict, data: bytes) -> tuple[dict, np.ndarray]:
+        return check_facts(values["facts"]), read_pixels(values, data)
+
+    return _ask_all(sources, {**request, "facts": True}, read_answer, workers, limits)
 
 
 def describe_all(
@@ -96,11 +108,62 @@ def available_processors() -> int:
     return os.cpu_count() or 1
 
 
-def _ask_all(sources, request, read_answer, workers, limits):
+class Decoders:
+    """Child processes that outlive a call of `decode_all`. They end when this object does, with
+    `close`, and with this process, however it ends. Several threads may use it at once. In a forked
+    process it starts children of its own."""
+
+    def __init__(self) -> None:
+        self._idle: list[_Child] = []
+        self.close = weakref.finalize(self, _close_all, self._idle)  # called at exit, too
+
+    def take(self, count: int, limits: tuple[float, int, int]) -> "list[_Child]":
+        children = []
+        while len(children) < count:
+            try:
+                child = self._idle.pop()
+            except IndexError:
+                child = _Child(*limits)
+            if (child.time_limit, child.memory_limit) != limits[:2]:  # set when it started
+                child.close()
+                continue
+            child.max_data = limits[2]
+            children.append(child)
+        return children
+
+    def give_back(self, children: "list[_Child]") -> None:
+        self._idle.extend(children)
+        if not self.close.alive:  # closed in the meantime
+            _close_all(self._idle)
+
+
+def _close_all(children):
+    while children:
+        children.pop().close()
+
+
+def _pixel_request(preparation, time_limit, memory_limit):
+    """What a child is asked for pixels, how its answer is read, and its limits."""
+    shape = (preparation.num_channels, *preparation.size)
+    request = {
+        "preparation": preparation.to_dict(),
+        "size": preparation.size,
+        "num_channels": preparation.num_channels,
+    }
+
+    def read_pixels(values: dict, data: bytes) -> np.ndarray:
+        if tuple(values["shape"]) != shape or len(data) != np.prod(shape):
+            raise ValueError("pixels of another shape")
+        return np.frombuffer(bytearray(data), np.uint8).reshape(shape)  # bytearray: writable
+
+    return request, read_pixels, (time_limit, memory_limit, int(np.prod(shape)))
+
+
+def _ask_all(sources, request, read_answer, workers, limits, keep=None):
     """The answers to `request` about each source, in order; few are computed ahead."""
     runs = list(_runs(sources))
     count = max(1, min(workers or min(available_processors(), MAX_WORKERS), len(runs)))
-    children = [_Child(*limits) for _ in range(count)]
+    children = keep.take(count, limits) if keep else [_Child(*limits) for _ in range(count)]
     idle: SimpleQueue[_Child] = SimpleQueue()
     for child in children:
         idle.put(child)
@@ -127,6 +190,7 @@ def _ask_all(sources, request, read_answer, workers, limits):
     watch = threading.Thread(target=_watch, args=(children, stop), daemon=True)
     watch.start()
     pool = ThreadPoolExecutor(count)
+    finished = False
     try:
         ahead: deque = deque()
         for run in runs:
@@ -136,13 +200,16 @@ def _ask_all(sources, request, read_answer, workers, limits):
                 yield from zip(done, future.result())
         for done, future in ahead:
             yield from zip(done, future.result())
-    finally:  # also where the caller stops early
+        finished = True
+    finally:  # also where the caller stops early: a child may be busy then, and is not kept
         pool.shutdown(wait=False, cancel_futures=True)
         stop.set()
-        for child in children:
-            child.close()
+        if not (keep and finished):
+            _close_all(children)
         pool.shutdown()
         watch.join()
+        if keep:
+            keep.give_back(children)
 
 
 def _runs(sources):
@@ -165,6 +232,9 @@ def _watch(children, stop):
             child.end_if_late()
 
 
+_CHILDREN: "weakref.WeakSet[_Child]" = weakref.WeakSet()
+
+
 class _Child:
     """A process that opens files, started when it is first needed and again after it died."""
 
@@ -174,6 +244,7 @@ class _Child:
         self.lock = threading.Lock()
         self.deadline = float("inf")
         self.late = self.closed = False
+        _CHILDREN.add(self)
 
     def ask(self, source: Source, request: dict, read_answer: Callable) -> Any:
         """The answer, or an ImageError."""
@@ -215,6 +286,15 @@ class _Child:
                 self.process.kill()
         # the thread that asks, if one does, reads the end of the stream now
         self._end()
+
+    def leave_to_parent(self) -> None:
+        """In a forked process: the child is the parent's, and must see the end of its input when
+        that dies. Should this object be used here, it starts a process of its own."""
+        process, self.process, self.lock = self.process, None, threading.Lock()
+        if process is not None:
+            process.returncode = 0  # not for this process to wait for
+            for pipe in (process.stdin, process.stdout):
+                pipe.raw.close()  # without sending what a thread may have begun to write
 
     def _running(self):
         with self.lock:
@@ -259,6 +339,15 @@ class _Child:
             names = {s.value: s.name for s in signal.Signals}
             return f"the process that read it died ({names.get(-code, f'signal {-code}')})"
         return f"the process that read it ended (exit status {code})"
+
+
+def _leave_to_parent():
+    for child in list(_CHILDREN):
+        child.leave_to_parent()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_to_parent)
 
 
 def _split(source):

@@ -87,6 +87,22 @@ class Preparation:
         return cls(tuple(size), num_channels, **values)
 
 
+def read_image(source: Source, preparation: Preparation) -> Image.Image:
+    """One image, slice or frame at its own size, mode "L" or "RGB"; see `prepare_image`."""
+    name, stream = open_source(source)
+    frame = source.get("frame") if isinstance(source, dict) else None
+    with closing(stream):
+        kind = kind_of(stream)
+        if kind != "image":
+            image = load_slice(
+                name, stream, kind, frame, preparation.windows, preparation.slice_axis
+            )
+            return image.convert("L" if preparation.num_channels == 1 else "RGB")
+        if frame is not None:
+            raise ImageError(f"{name}: is an image without frames: list the files anew")
+        return decode_image(name, stream, preparation.num_channels)
+
+
 def prepare_image(source: Source, preparation: Preparation) -> np.ndarray:
     """(channels, height, width) uint8 of one image, slice or frame, by Pillow's bilinear filter.
 
@@ -95,19 +111,7 @@ def prepare_image(source: Source, preparation: Preparation) -> np.ndarray:
     Raises:
         ImageError: see `load_image`, `dicom_image` and `nifti_image`.
     """
-    name, stream = open_source(source)
-    frame = source.get("frame") if isinstance(source, dict) else None
-    with closing(stream):
-        kind = kind_of(stream)
-        if kind == "image":
-            if frame is not None:
-                raise ImageError(f"{name}: is an image without frames: list the files anew")
-            image = decode_image(name, stream, preparation.num_channels)
-        else:
-            image = load_slice(
-                name, stream, kind, frame, preparation.windows, preparation.slice_axis
-            )
-            image = image.convert("L" if preparation.num_channels == 1 else "RGB")
+    image = read_image(source, preparation)
     pixels = np.array(resize(image, preparation.size, preparation.resize_mode))
     return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
 

@@ -33,6 +33,7 @@ def make_splits(
     train_test_split: float = 0.2,
     group_column_name: str | None = None,
     seed: int = 0,
+    check: bool = True,
 ) -> dict[str, list[int]]:
     """Row indices under "train", "validation" and "test", each in the order of "file_name".
 
@@ -90,7 +91,8 @@ def make_splits(
         if validation is None:
             train, validation = cut(train, train_val_split, "--train_val_split")
     splits = {"train": train, "validation": validation, "test": test}
-    check_splits(dataset, splits, group_column_name)
+    if check:
+        check_splits(dataset, splits, group_column_name)
     return splits
 
 

@@ -12,14 +12,19 @@ import numpy as np
 import torch
 
 from .images import ImageError
-from .isolation import decode_all
+from .isolation import Decoders, decode_all
 from .preparation import Preparation
 
 logger = logging.getLogger(__name__)
 
 BUILDERS = {".tar": "webdataset", ".parquet": "parquet"}
 MAX_BYTES = 1 << 30  # of one image that is given by an address
-SETTINGS = ("seed", "buffer_size", "rank", "world")
+SETTINGS = {  # of an ImageStream, that its position counts for -> what messages call them
+    "seed": "--seed",
+    "buffer_size": "--shuffle_buffer_size",
+    "world": "a number of processes of",
+    "rank": "the process",
+}
 
 
 def open_stream(
@@ -187,6 +192,7 @@ class ImageStream:
     Args:
         dataset: `datasets.IterableDataset` with "image" (encoded) and perhaps "label" (integers).
         skip_bad_files: leave out unreadable images, with a warning, instead of an error.
+        num_classes: labels must be below it.
     """
 
     def __init__(
@@ -199,13 +205,15 @@ class ImageStream:
         rank: int = 0,
         world: int = 1,
         skip_bad_files: bool = False,
+        num_classes: int | None = None,
     ):
         self.dataset, self.preparation = dataset, preparation
         self.seed, self.buffer_size, self.rank, self.world = seed, buffer_size, rank, world
-        self.skip_bad_files = skip_bad_files
+        self.skip_bad_files, self.num_classes = skip_bad_files, num_classes
         self.skipped = 0  # unreadable images so far
         self._reader = ThreadPoolExecutor(1)  # reads and decodes one block ahead
         self._ahead: Future | None = None
+        self._decoders = Decoders()
         self._go_to({"epoch": 0, "block": 0, "first": 0, "start": None, "offset": 0})
 
     def read(self, n: int) -> StreamBatch:
@@ -213,7 +221,8 @@ class ImageStream:
 
         Raises:
             ImageError: one can't be read (without `skip_bad_files`).
-            ValueError: this process's share is empty, or none of it is readable.
+            ValueError: this process's share is empty, or none of it is readable; an image has no
+                label, or one that is no class.
         """
         positions, epochs, pixels, labels = [], [], [], []
         while len(positions) < n:
@@ -252,9 +261,9 @@ class ImageStream:
         for name in SETTINGS:
             if state[name] != getattr(self, name):
                 raise ValueError(
-                    f"the stream was stopped with {name} {state[name]} and is now started with "
-                    f"{getattr(self, name)}: resume it with the same seed, --shuffle_buffer_size "
-                    "and number of processes"
+                    f"the stream was stopped with {SETTINGS[name]} {state[name]} and is now "
+                    f"started with {getattr(self, name)}: resume it with the same --seed, "
+                    "--shuffle_buffer_size and number of processes"
                 )
         self.skipped = state["skipped"]
         self._go_to({name: state[name] for name in self._place})
@@ -262,6 +271,7 @@ class ImageStream:
     def close(self) -> None:
         """Stop reading ahead."""
         self._reader.shutdown(wait=True, cancel_futures=True)
+        self._decoders.close()
 
     def _go_to(self, place: dict) -> None:
         if self._ahead is not None and not self._ahead.cancel():
@@ -315,7 +325,8 @@ class ImageStream:
 
     def _decode(self, chunk, epoch, number, first, start) -> _Block:
         pixels, bad = {}, []
-        for i, result in decode_all(_fetch([item["image"] for item in chunk]), self.preparation):
+        sources = _fetch([item["image"] for item in chunk])
+        for i, result in decode_all(sources, self.preparation, keep=self._decoders):
             if isinstance(result, ImageError):
                 bad.append(f"{result} (image {(first + i) * self.world + self.rank} of the stream)")
             else:
@@ -332,6 +343,13 @@ class ImageStream:
                 f"image {(first + labels.index(None)) * self.world + self.rank} of the stream has "
                 "no label, expected one for each: take no labels by --label_column_name ''"
             )
+        for i, label in enumerate(labels or ()):
+            if self.num_classes is not None and not 0 <= label < self.num_classes:
+                raise ValueError(
+                    f"image {(first + i) * self.world + self.rank} of the stream has the label "
+                    f"{label}, expected 0 to {self.num_classes - 1}: mend the labels, or name all "
+                    "classes by --label_names"
+                )
         # the bits of this generator and of SeedSequence never change, those of permutation() may
         seeds = np.random.SeedSequence([self.seed, epoch, self.rank, number])
         order = np.random.PCG64(seeds).random_raw(len(chunk)).argsort(kind="stable")

@@ -32,13 +32,18 @@ def restart_clock(seconds: float) -> None:
 
 def main() -> None:
     time_limit, memory_limit = float(sys.argv[1]), int(sys.argv[2])
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which then ends this
+    # these are for the parent, which may save first, and ends this; a terminal and a cluster send
+    # them to the whole group
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a codec prints must not get between the answers
     # the package without its __init__, which imports torch
     package = types.ModuleType("sssd_hf")
     package.__path__ = [str(Path(__file__).resolve().parents[1])]
     sys.modules["sssd_hf"] = package
+    from sssd_hf.data.facts import read_facts
     from sssd_hf.data.files import ImageError, source_name
     from sssd_hf.data.messages import read_message, write_message
     from sssd_hf.data.preparation import Preparation, prepare_image
@@ -58,8 +63,13 @@ def main() -> None:
                 preparation = Preparation.from_dict(
                     request["preparation"], request["size"], request["num_channels"]
                 )
-                array = prepare_image(source, preparation)
-                answer, pixels = {"shape": array.shape}, array.tobytes()
+                if request.get("facts"):
+                    facts, array = read_facts(source, preparation)
+                    answer = {"shape": array.shape, "facts": facts}
+                else:
+                    array = prepare_image(source, preparation)
+                    answer = {"shape": array.shape}
+                pixels = array.tobytes()
         except ImageError as error:
             answer = {"error": str(error)}
         except Exception as error:  # none is known; the process could go on, and so it does

@@ -1,90 +1,26 @@
-"""Confidence intervals: the percentile bootstrap over images or patients, and Wilson's."""
+"""Confidence intervals by the percentile bootstrap over images or patients.
+
+Those that assume independent images are in `independent`.
+"""
 
 from __future__ import annotations
-
-from statistics import NormalDist
 
 import numpy as np
 
 from sssd_hf.evaluation.metrics import check_predictions
+from sssd_hf.evaluation.resampling import NAMES, resampled_metrics
 
-NAMES = ("accuracy", "balanced_accuracy", "roc_auc", "recall", "specificity", "f1")
-CHUNK_ELEMENTS = 2_000_000  # weights held at a time: 16 MB for each of about six arrays
-
-
-def _ratio(numerator, denominator):
-    """numerator / denominator, NaN where the denominator is 0."""
-    result = np.full(np.broadcast(numerator, denominator).shape, np.nan)
-    return np.divide(numerator, denominator, out=result, where=denominator != 0)
+CHUNK_ELEMENTS = 1_000_000  # weights held at a time: 8 MB for each of about eight arrays
+# plain means over the images; they alone keep a spread if a class is seen in one group only
+MEANS_OVER_IMAGES = ("accuracy", "log_loss", "brier")
 
 
-def _mean_of_defined(values):
-    """Mean over the last axis of what is not NaN; NaN where nothing is."""
-    return _ratio(np.nansum(values, axis=-1), np.isfinite(values).sum(axis=-1))
+def check_groups(groups, count: int) -> np.ndarray:
+    """Return the ids as an array [count].
 
-
-def _weighted_auc(positive, scores, weights):
-    """Area under the ROC curve [R] of `scores` [N] for `positive` (bool [N]), weights [R, N].
-
-    The share of (positive, negative) pairs in the right order, ties counting half (Mann and
-    Whitney 1947): the weight of the negatives below each positive is read off one running sum.
+    Raises:
+        ValueError: for another number of ids, and for ids that are None or NaN.
     """
-    order = np.argsort(scores[~positive], kind="stable")
-    negative_scores = scores[~positive][order]
-    negative_weights = weights[:, np.flatnonzero(~positive)[order]]  # (resamples, negatives)
-    positive_weights = weights[:, positive]  # (resamples, positives)
-    running = np.zeros((len(weights), len(order) + 1))
-    np.cumsum(negative_weights, axis=1, out=running[:, 1:])
-    below = np.searchsorted(negative_scores, scores[positive], side="left")
-    below_or_tied = np.searchsorted(negative_scores, scores[positive], side="right")
-    pairs = np.einsum("rp,rp->r", positive_weights, running[:, below])
-    pairs += np.einsum("rp,rp->r", positive_weights, running[:, below_or_tied])
-    return _ratio(pairs / 2, positive_weights.sum(axis=1) * running[:, -1])
-
-
-def resampled_metrics(labels, probabilities, weights) -> dict[str, np.ndarray]:
-    """Six metrics [R] of R weighted samples: labels [N], probabilities [N, K], weights [R, N] >= 0.
-
-    A weight of w counts an image w times, so that whole weights give what `classification_metrics`
-    gives for the images repeated; the definitions and the NaNs are explained there.
-    """
-    labels, probabilities = check_predictions(labels, probabilities)
-    weights = np.asarray(weights, dtype=np.float64)
-    if weights.ndim != 2 or weights.shape[1] != len(labels):
-        raise ValueError(f"weights have shape {weights.shape}, expected (R, {len(labels)})")
-    num_classes = probabilities.shape[1]
-    actual = np.eye(num_classes)[labels]  # (images, classes)
-    predicted = np.eye(num_classes)[probabilities.argmax(axis=1)]
-    total = weights.sum(axis=1, keepdims=True)  # (resamples, 1)
-    positives, called = weights @ actual, weights @ predicted  # (resamples, classes)
-    hits = weights @ (actual * predicted)
-    negatives = total - positives
-
-    recall = _ratio(hits, positives)
-    reported = [1] if num_classes == 2 else list(range(num_classes))
-    # of more than two classes, those that a resample lacks do not enter its means
-    left_out = (positives == 0) & (num_classes > 2)
-
-    def mean_over_classes(values):
-        return _mean_of_defined(np.where(left_out, np.nan, values)[:, reported])
-
-    roc_auc = np.full_like(recall, np.nan)
-    for index in reported:
-        roc_auc[:, index] = _weighted_auc(labels == index, probabilities[:, index], weights)
-    return {
-        "accuracy": _ratio(hits.sum(axis=1), total[:, 0]),
-        "balanced_accuracy": _mean_of_defined(recall),
-        "roc_auc": mean_over_classes(roc_auc),
-        "recall": mean_over_classes(recall),
-        "specificity": mean_over_classes(_ratio(negatives - called + hits, negatives)),
-        "f1": mean_over_classes(_ratio(2 * hits, positives + called)),
-    }
-
-
-def _group_indices(groups, count):
-    """Map ids [N] to indices [N] in 0..G-1; without groups every image is its own."""
-    if groups is None:
-        return np.arange(count)
     groups = np.asarray(groups)
     if groups.shape != (count,):
         raise ValueError(f"groups have shape {groups.shape}, expected ({count},) as the labels")
@@ -94,7 +30,14 @@ def _group_indices(groups, count):
             f"{missing} of {count} groups are missing (None or NaN); give each image an id, an "
             "image of an unknown patient one of its own"
         )
-    return np.unique(groups, return_inverse=True)[1]
+    return groups
+
+
+def _group_indices(groups, count):
+    """Map ids [N] to indices [N] in 0..G-1; without groups every image is its own."""
+    if groups is None:
+        return np.arange(count)
+    return np.unique(check_groups(groups, count), return_inverse=True)[1]
 
 
 def _draw_multiplicities(generator, strata, num_resamples):
@@ -109,37 +52,28 @@ def _draw_multiplicities(generator, strata, num_resamples):
     return multiplicities
 
 
-def bootstrap_intervals(
-    labels, probabilities, groups=None, *, num_resamples=2000, confidence=0.95, seed=0
-) -> dict[str, tuple[float, float]]:
-    """Percentile bootstrap (Efron 1979) for labels [N], probabilities [N, K], group ids [N].
+def bootstrap_samples(
+    labels, probabilities_of_models, groups=None, *, num_resamples=2000, seed=0
+) -> list[dict[str, np.ndarray]]:
+    """`resampled_metrics` [R] of each model, all on the same R draws; see `bootstrap_intervals`.
 
-    Returns (low, high) for accuracy, balanced_accuracy, roc_auc, recall, specificity and f1. With
-    `groups` (patients) whole groups are drawn, which keeps the dependence of their images; the
-    draw is stratified by the label that most images of a group have, so that the classes stay
-    present. Without, each image is a group.
-
-    The spread of a class cannot be seen in a single group: where a class is the most frequent
-    label of exactly one, the draw is not stratified and all but accuracy are (NaN, NaN); with
-    fewer than two groups everything is. Resamples in which a metric is undefined do not enter its
-    interval. A figure of exactly 0 or 1 has an interval without width here; Wilson's has one.
+    labels [N]; probabilities_of_models: a sequence of [N, K]; groups: N ids or None. A metric
+    whose spread the draws cannot show is all NaN.
 
     Raises:
-        ValueError: for num_resamples < 1, confidence outside 0..1, groups that do not match the
-            labels or are missing, and as `check_predictions` does.
+        ValueError: as `bootstrap_intervals`.
     """
-    if num_resamples < 1 or not 0 < confidence < 1:
-        raise ValueError(
-            f"num_resamples is {num_resamples} and confidence {confidence}, expected at least 1 "
-            "and a number between 0 and 1"
-        )
-    labels, probabilities = check_predictions(labels, probabilities)
+    if num_resamples < 1:
+        raise ValueError(f"num_resamples is {num_resamples}, expected at least 1")
+    checked = [
+        check_predictions(labels, probabilities) for probabilities in probabilities_of_models
+    ]
+    labels, num_classes = checked[0][0], checked[0][1].shape[1]
     group_index = _group_indices(groups, len(labels))
     num_groups = int(group_index.max(initial=-1)) + 1
     if num_groups < 2:
-        return {name: (float("nan"), float("nan")) for name in NAMES}
+        return [{name: np.full(num_resamples, np.nan) for name in NAMES} for _ in checked]
 
-    num_classes = probabilities.shape[1]
     counts = np.bincount(group_index * num_classes + labels, minlength=num_groups * num_classes)
     strata = counts.reshape(num_groups, num_classes).argmax(axis=1)
     single = 1 in np.bincount(strata)
@@ -148,38 +82,50 @@ def bootstrap_intervals(
 
     generator = np.random.default_rng(seed)
     rows = max(1, CHUNK_ELEMENTS // len(labels))
-    samples = {name: [] for name in NAMES}
+    samples = [{name: [] for name in NAMES} for _ in checked]
     for start in range(0, num_resamples, rows):
         drawn = _draw_multiplicities(generator, strata, min(rows, num_resamples - start))
-        for name, values in resampled_metrics(labels, probabilities, drawn[:, group_index]).items():
-            samples[name].append(values)
-
-    intervals = {}
-    for name in NAMES:
-        values = np.concatenate(samples[name])
-        values = values[np.isfinite(values)]
-        if len(values) == 0 or (single and name != "accuracy"):
-            values = np.array([np.nan])
-        tail = (1 - confidence) / 2
-        intervals[name] = tuple(np.quantile(values, [tail, 1 - tail]).tolist())
-    return intervals
+        weights = drawn[:, group_index]  # (resamples, images)
+        for parts, (_, probabilities) in zip(samples, checked, strict=True):
+            for name, values in resampled_metrics(labels, probabilities, weights).items():
+                if single and name not in MEANS_OVER_IMAGES:
+                    values = np.full_like(values, np.nan)
+                parts[name].append(values)
+    return [{name: np.concatenate(parts[name]) for name in NAMES} for parts in samples]
 
 
-def wilson_interval(successes: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Score interval of a proportion (Wilson 1927); (NaN, NaN) for total = 0.
+def percentile_interval(values, confidence=0.95) -> tuple[float, float]:
+    """(low, high): the central share `confidence` of what is defined in values [R]; or two NaN."""
+    if not 0 < confidence < 1:
+        raise ValueError(f"found confidence {confidence}, expected a number between 0 and 1")
+    values = values[np.isfinite(values)]
+    if len(values) == 0:
+        return float("nan"), float("nan")
+    tail = (1 - confidence) / 2
+    return tuple(np.quantile(values, [tail, 1 - tail]).tolist())
+
+
+def bootstrap_intervals(
+    labels, probabilities, groups=None, *, num_resamples=2000, confidence=0.95, seed=0
+) -> dict[str, tuple[float, float]]:
+    """Percentile bootstrap (Efron 1979) for labels [N], probabilities [N, K], group ids [N].
+
+    Returns (low, high) for each of `NAMES`. With `groups` (patients) whole groups are drawn, which
+    keeps the dependence of their images; the draw is stratified by the label that most images of a
+    group have, so that the classes stay present. Without, each image is a group.
+
+    The spread of a class cannot be seen in a single group: where a class is the most frequent
+    label of exactly one, the draw is not stratified and all but accuracy, log_loss and brier are
+    (NaN, NaN); with fewer than two groups everything is. Resamples in which a metric is undefined
+    do not enter its interval. A figure of exactly 0 or 1 has an interval without width here;
+    Wilson's has one.
 
     Raises:
-        ValueError: unless 0 <= successes <= total and 0 < confidence < 1.
+        ValueError: for num_resamples < 1, confidence outside 0..1, groups that do not match the
+            labels or are missing, and as `check_predictions` does.
     """
-    if not 0 <= successes <= total or not 0 < confidence < 1:
-        raise ValueError(
-            f"successes is {successes}, total {total}, confidence {confidence}; expected "
-            "0 <= successes <= total and 0 < confidence < 1"
-        )
-    if total == 0:
-        return float("nan"), float("nan")
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
-    share = successes / total
-    centre = (share + z**2 / (2 * total)) / (1 + z**2 / total)
-    half = z / (1 + z**2 / total) * (share * (1 - share) / total + z**2 / (4 * total**2)) ** 0.5
-    return max(0.0, centre - half), min(1.0, centre + half)
+    percentile_interval(np.empty(0), confidence)  # refuses the confidence before the work
+    (samples,) = bootstrap_samples(
+        labels, [probabilities], groups, num_resamples=num_resamples, seed=seed
+    )
+    return {name: percentile_interval(values, confidence) for name, values in samples.items()}

@@ -26,6 +26,10 @@ PANELS = (
     ("Distillation targets", "standard deviation", (("target_std", "training", BLUE, False),)),
     ("Held-out classification", "accuracy, ROC AUC", (
         ("eval_accuracy", "accuracy", ORANGE, True), ("eval_roc_auc", "ROC AUC", GREEN, True))),
+    ("Probe of frozen features", "accuracy, ROC AUC", (
+        ("probe_knn_accuracy", "k-NN accuracy", BLUE, True),
+        ("probe_linear_accuracy", "linear accuracy", ORANGE, True),
+        ("probe_linear_roc_auc", "linear ROC AUC", GREEN, True))),
     ("Learning rate", "learning rate", (("learning_rate", "training", GREY, False),)),
 )
 # fmt: on
@@ -154,13 +158,13 @@ def training_figure(records: list[dict]):
 
 
 def plot_training_curves(metrics_jsonl_path, png_path) -> None:
-    """Draw losses, held-out accuracy and AUC and the learning rate of a run into a PNG.
+    """Draw losses, held-out accuracy and AUC, probes and the learning rate of a run into a PNG.
 
     Each line of the file is one JSON object with "step", "epoch" or both, and any of "loss",
     "reconstruction_loss", "distillation_loss", "target_std", "learning_rate" (training, drawn raw
-    and smoothed), and with "eval_" before the losses, "eval_accuracy", "eval_roc_auc" (held out,
-    drawn with markers). Panels without data are left out, and the total loss where its parts are
-    drawn. The PNG is 1800 pixels wide.
+    and smoothed), and with "eval_" before the losses, "eval_accuracy", "eval_roc_auc" and the
+    "probe_..." that `probes.probe` gives (held out, drawn with markers). Panels without data are
+    left out, and the total loss where its parts are drawn. The PNG is 1800 pixels wide.
 
     Raises:
         ValueError: for a line that is no JSON object (but the last), and for nothing to draw.

@@ -122,6 +122,9 @@ class ImageFeed:
     def load_state(self, state: dict) -> None:
         """Nothing to load: all is a function of the step."""
 
+    def close(self) -> None:
+        """Nothing to end."""
+
 
 def balanced_order(
     seed: int, epoch: int, labels: torch.Tensor
@@ -187,6 +190,9 @@ class StreamFeed:
     def load_state(self, state: dict) -> None:
         self.stream.load_state_dict(state)
 
+    def close(self) -> None:
+        self.stream.close()
+
 
 class Ahead:
     """A feed whose pixels are fetched one step ahead, in a thread, where reading them takes time.
@@ -202,6 +208,11 @@ class Ahead:
 
     def __getattr__(self, name):
         return getattr(self.feed, name)
+
+    def close(self) -> None:
+        """Stop reading ahead."""
+        self.pool.shutdown(cancel_futures=True)
+        self.feed.close()
 
     def _read(self, step: int) -> StepDraws:
         draws = self.feed.step(step)

@@ -24,7 +24,7 @@ from torch import nn
 from tqdm import tqdm
 
 from .averaging import WeightAverage
-from .checkpoints import CheckpointError, Checkpoints, reshard
+from .checkpoints import CheckpointError, Checkpoints, gather, reshard
 from .feeds import Draw, ImageFeed
 from .optimization import set_learning_rate
 from .signals import Interrupted, StopSignals
@@ -141,7 +141,7 @@ def train(
         `train_steps`; all sessions of a resumed run together.
 
     Raises:
-        FloatingPointError: the loss is not finite.
+        FloatingPointError: the loss is not finite, or the weights that are to be kept.
         Interrupted: a signal came; the state was saved.
     """
     plain = accelerator.unwrap_model(model)
@@ -213,6 +213,8 @@ def train(
             save = save or bool(checkpoints and checkpoints.due_by_step(progress.step))
             if log_now or stop or save:
                 _fetch(accelerator, waiting, progress, feed, stage, checkpoints)
+            if done or stop or save:
+                _check_weights(plain, progress.step, feed, stage, checkpoints)
             progress.seconds += time.perf_counter() - started
             if log_now:
                 record = _means(progress.unlogged)
@@ -262,8 +264,7 @@ def _check_agreement(step: int) -> None:
     if len(set(steps)) > 1:
         raise CheckpointError(
             f"--resume_from_checkpoint: the processes go on from the steps {steps}; expected the "
-            "same one. All must see the same --output_dir: put it on a drive that all machines "
-            "share."
+            "same one. All must see the same --output_dir: put it on a drive that they share."
         )
 
 
@@ -300,19 +301,32 @@ def _fetch(accelerator, waiting, progress, feed, stage, checkpoints) -> None:
     columns = {k: v.tolist() for k, v in {**means, **extra}.items()}
     rows = [dict(zip(columns, values)) for values in zip(*columns.values())]
     waiting.clear()
-    for i, row in enumerate(rows):
+    for step, row in enumerate(rows, progress.step - len(rows) + 1):
         if not math.isfinite(row["loss"]):
-            step = progress.step - len(rows) + i
-            index = feed.global_draw(step).index.tolist()
-            names = ", ".join(stage.image_names(index[:64]))
-            kept = checkpoints.found() if checkpoints else []
-            raise FloatingPointError(
-                f"The loss is {row['loss']} at step {step + 1}. The images of this step (indices "
-                f"{index[:64]}): {names}. The last good checkpoint: {kept[0] if kept else 'none'}. "
-                "Look at these images, or lower --learning_rate, set --max_grad_norm 1, or use "
-                "--mixed_precision no; then go on with --resume_from_checkpoint latest."
-            )
+            raise _diverged(f"The loss is {row['loss']} at", step, feed, stage, checkpoints)
     progress.unlogged += rows
+
+
+def _check_weights(plain, step, feed, stage, checkpoints) -> None:
+    """Before they are kept: a gradient may be infinite where the loss of its step is not.
+
+    Raises:
+        FloatingPointError: weights are not finite.
+    """
+    if not all(gather(parameter).isfinite().all() for parameter in plain.parameters()):
+        raise _diverged("Weights are not finite after", step, feed, stage, checkpoints)
+
+
+def _diverged(what, step, feed, stage, checkpoints) -> FloatingPointError:
+    index = feed.global_draw(step - 1).index.tolist()
+    names = ", ".join(stage.image_names(index[:64]))
+    kept = checkpoints.found() if checkpoints else []
+    return FloatingPointError(
+        f"{what} step {step}. The images of this step (indices {index[:64]}): {names}. The last "
+        f"good checkpoint: {kept[0] if kept else 'none'}. Look at these images, or lower "
+        "--learning_rate, set --max_grad_norm 1, or use --mixed_precision no; then go on with "
+        "--resume_from_checkpoint latest."
+    )
 
 
 def _means(rows: list[dict[str, float]]) -> dict[str, float]:

@@ -26,11 +26,7 @@ class Progress:
 def collect_state(
     accelerator, plain, optimizer, feed, stage, average, progress
 ) -> tuple[dict, dict]:
-    """(tensors by group, plain values); put together by all processes.
-
-    Raises:
-        FloatingPointError: a weight is not finite, so that nobody could go on from it.
-    """
+    """(tensors by group, plain values); put together by all processes."""
     stage_tensors, stage_values = stage.state()
     random = {"cpu": torch.get_rng_state()}
     if accelerator.device.type == "cuda":
@@ -47,13 +43,6 @@ def collect_state(
             for kind, state in states.items()
         },
     }
-    bad = [k for k, v in tensors["model"].items() if not v.isfinite().all()]
-    if bad:
-        raise FloatingPointError(
-            f"After step {progress.step} the weights are not finite ({bad[0]}, {len(bad)} in all), "
-            "so no checkpoint is written. Lower --learning_rate, set --max_grad_norm 1, or use "
-            "--mixed_precision no; then go on with --resume_from_checkpoint latest."
-        )
     scaler = getattr(accelerator, "scaler", None)
     values = {
         "progress": vars(progress),
