@@ -102,7 +102,7 @@ class SelfDistillation(nn.Module):
         if self.config.distillation_head != "dino":
             return features
         head = self.teacher_ema or self.joint_head or self.student_head
-        return head(features.float() if head is self.teacher_ema else features)
+        return head(features.to(head.prototypes.dtype))
 
     def forward(self, encoded: Tensor, decoded: Tensor, ids_keep: Tensor) -> tuple[Tensor, dict]:
         """

@@ -4,11 +4,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import FullyShardedDataParallelPlugin
 
 from sssd_hf import SSSDConfig, SSSDForPreTraining
 from sssd_hf.cli import pretrain, runs
 from sssd_hf.cli.arguments import DataArguments, PretrainTraining
-from sssd_hf.cli.common import check_sharding
+from sssd_hf.cli.common import prepare_sharding
 from sssd_hf.cli.finetune import class_weights_of
 from sssd_hf.data.cache import Images
 from sssd_hf.data.preparation import Preparation
@@ -102,10 +103,18 @@ def test_class_weights_are_positive_numbers(option):
     assert class_weights_of("0.5,2", ["no", "yes"], [0, 1]) == [0.5, 2.0]
 
 
-def test_what_fsdp_can_not_do_is_said_at_the_start():
-    check_sharding(None)
-    check_sharding(SimpleNamespace(fsdp_version=2, cpu_ram_efficient_loading=False))
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("no", None)])
+def test_what_fsdp_can_not_do_is_said_at_the_start(precision, dtype):
+    prepare_sharding(None)
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=2, cpu_ram_efficient_loading=False)
+    if dtype is not None:
+        plugin.set_mixed_precision(precision)
+    prepare_sharding(plugin)
+    policy = plugin.mixed_precision_policy
+    assert (policy and policy.param_dtype) == dtype
+    if dtype is not None:
+        assert (policy.reduce_dtype, policy.output_dtype) == (torch.float32, None)
     with pytest.raises(ValueError, match="fsdp_version: 1"):
-        check_sharding(SimpleNamespace(fsdp_version=1, cpu_ram_efficient_loading=False))
+        prepare_sharding(SimpleNamespace(fsdp_version=1, cpu_ram_efficient_loading=False))
     with pytest.raises(ValueError, match="fsdp_cpu_ram_efficient_loading: true"):
-        check_sharding(SimpleNamespace(fsdp_version=2, cpu_ram_efficient_loading=True))
+        prepare_sharding(SimpleNamespace(fsdp_version=2, cpu_ram_efficient_loading=True))

@@ -137,3 +137,52 @@ def test_sharded_weights_train_and_resume_as_whole_ones(tmp_path, kind, policy):
     start = tmp_path / "two/checkpoints/step-00000005"
     _, resumed = run(tmp_path / "one_from_two", 1, 8, str(start), **options)
     close(weights, resumed)
+
+
+HALF = """
+import sys
+sys.path.insert(0, TESTS)
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from sssd_hf import SSSDConfig, SSSDForPreTraining
+from sssd_hf.cli.common import prepare_sharding
+from test_loop import FIELDS, PIXELS
+
+accelerator = Accelerator(cpu=True, mixed_precision="bf16")
+plugin = FullyShardedDataParallelPlugin(
+    fsdp_version=2, auto_wrap_policy="transformer_based_wrap", cpu_ram_efficient_loading=False)
+plugin.set_mixed_precision("bf16")
+prepare_sharding(plugin)
+AcceleratorState._shared_state["distributed_type"] = DistributedType.FSDP
+AcceleratorState._shared_state["fsdp_plugin"] = plugin
+torch.manual_seed(0)
+dino = {"distillation_head": "dino", "distillation_distance": "cross_entropy"}
+model = SSSDForPreTraining(SSSDConfig(**FIELDS, **dino))
+seeds = torch.arange(4)
+exact = model(PIXELS[:4], sample_seeds=seeds)
+optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+model, optimizer = accelerator.prepare(model, optimizer)
+output = model(PIXELS[:4], sample_seeds=seeds)
+accelerator.backward(output.loss)
+optimizer.step()
+model.update_teacher(1, 10, output.distillation_statistics)
+assert output.logits.dtype == torch.bfloat16, "the layers compute in half precision"
+assert output.loss.dtype == torch.float32
+assert all(v.dtype == torch.float32 for v in output.distillation_statistics.values())
+torch.testing.assert_close(output.loss, exact.loss, rtol=2e-2, atol=0)
+assert all(p.grad is None or p.grad.dtype == torch.float32 for p in model.parameters())
+"""
+
+
+def test_losses_and_the_teacher_are_exact_in_half_precision(tmp_path):
+    """The default teacher of a DINO head is an average in fp32, which FSDP2 casts as the rest."""
+    script = tmp_path / "worker.py"
+    script.write_text(f"TESTS = {str(Path(__file__).parent)!r}\n{HALF}")
+    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*line, str(script)], capture_output=True, text=True, timeout=90, env=environment
+    )
+    assert done.returncode == 0, done.stderr

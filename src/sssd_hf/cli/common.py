@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,8 +77,13 @@ def trackers_of(report_to: str) -> list[str]:
     return names
 
 
-def check_sharding(plugin: Any | None) -> None:
-    """Raises ValueError for what Accelerate's FSDP can't do with these models."""
+def prepare_sharding(plugin: Any | None) -> None:
+    """Set Accelerate's FSDP so that losses, the teacher's sums and the gradients summed over processes
+    are fp32 where the layers compute in half precision, as they are without FSDP.
+
+    Raises:
+        ValueError: what FSDP can't do with these models.
+    """
     if plugin is None:
         return
     if plugin.fsdp_version != 2:
@@ -88,6 +94,10 @@ def check_sharding(plugin: Any | None) -> None:
         raise ValueError(
             "fsdp_cpu_ram_efficient_loading: true of the Accelerate configuration; expected false: "
             "each process builds the whole model before it keeps its share."
+        )
+    if plugin.mixed_precision_policy is not None:
+        plugin.mixed_precision_policy = replace(
+            plugin.mixed_precision_policy, reduce_dtype=torch.float32, output_dtype=None
         )
 
 
@@ -104,7 +114,7 @@ def start(training: TrainingArguments) -> Accelerator | None:
     accelerator = Accelerator(
         mixed_precision=precision, log_with=trackers or None, project_dir=output
     )
-    check_sharding(getattr(accelerator.state, "fsdp_plugin", None))
+    prepare_sharding(getattr(accelerator.state, "fsdp_plugin", None))
     set_seed(training.seed)
     if not accelerator.is_main_process:
         logging.getLogger("sssd_hf").setLevel(logging.ERROR)  # each message once
