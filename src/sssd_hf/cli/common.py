@@ -78,7 +78,7 @@ def trackers_of(report_to: str) -> list[str]:
 
 
 def prepare_sharding(plugin: Any | None) -> None:
-    """Set Accelerate's FSDP so that losses, the teacher's sums and the gradients summed over processes
+    """Set Accelerate's FSDP so that losses, the teacher's sums and gradients summed over processes
     are fp32 where the layers compute in half precision, as they are without FSDP.
 
     Raises:
