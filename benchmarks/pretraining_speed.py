@@ -56,6 +56,7 @@ def main():
         for turn in range(arguments.repeats + 1):
             for name, (checkout, options) in settings.items():
                 found = run(checkout, arguments.data_dir.resolve(), home, options)
+                print(f"{name}: {found[0]:.0f} images/s, {found[1]:.0f} s", file=sys.stderr)
                 if turn:  # the first turn fills caches
                     figures[name].append(found)
     print(f"{'':16s}{'images/s':>10s}{'(range)':>16s}{'whole script, s':>18s}")

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -219,12 +220,15 @@ def running_workers():
 
 
 def all_workers():
-    mine = []
-    if sys.platform != "linux":
-        return mine
-    for task in Path("/proc/self/task").iterdir():
-        mine += (task / "children").read_text().split()
-    return [p for p in mine if b"worker.py" in Path(f"/proc/{p}/cmdline").read_bytes()]
+    mine, workers = [], []
+    for task in Path("/proc/self/task").glob("*"):
+        with suppress(OSError):  # a thread that ends meanwhile
+            mine += (task / "children").read_text().split()
+    for child in mine:
+        with suppress(OSError):
+            if b"worker.py" in Path(f"/proc/{child}/cmdline").read_bytes():
+                workers.append(child)
+    return workers
 
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
