@@ -25,7 +25,7 @@ test: style
 	$(BIN)/python -m pytest -n 2 -m "not slow"
 
 test-all: test
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -n 2 -m slow
 
 # the engine's promises in full, by hand (about an hour); the tables are committed
 stress: $(INSTALLED)

@@ -272,3 +272,15 @@ def test_wrong_checkpointing_steps(images, tmp_path, capsys, words):
     with pytest.raises(SystemExit):
         run(finetune, images, tmp_path / "out", "--checkpointing_steps", words)
     assert "--checkpointing_steps" in capsys.readouterr().err
+
+
+def test_a_copy_in_test_is_said_before_training(images, tmp_path, caplog):
+    """The same bytes in training and test: named, with what to do; clean images say nothing."""
+    run(finetune, images, tmp_path / "clean", steps=1)
+    assert "audit.py" not in caplog.text
+    copied = tmp_path / "images"
+    shutil.copytree(images, copied)
+    shutil.copy(copied / "train/up/00.png", copied / "test/up/copy.png")
+    run(finetune, copied, tmp_path / "out", steps=1)
+    (message,) = [r.message for r in caplog.records if "audit.py" in r.message]
+    assert "test" in message

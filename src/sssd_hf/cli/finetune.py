@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from ..configuration_sssd import SSSDConfig
+from ..data.audit import audit_summary
 from ..data.sources import require_labels
 from ..evaluation.metrics import classification_metrics
 from ..modeling_sssd import SSSDForImageClassification
@@ -120,6 +121,14 @@ def build_model(
     )
 
 
+def warn_of_findings(dataset: Any, splits: dict[str, list[int]]) -> None:
+    """What an audit finds without decoding an image; test files are compared, not looked at. Groups
+    in several splits were named when the splits were made."""
+    for finding in audit_summary(dataset, splits):
+        if finding.severity != "note":
+            logger.warning(f"{finding.text} {finding.advice} (All of it: scripts/audit.py.)")
+
+
 class BestCheckpoint:
     """The weights (on the CPU) of the best evaluation so far, by one metric on validation."""
 
@@ -190,6 +199,8 @@ def main(argv: list[str] | None = None) -> int:
             f"fine-tuning for {len(names)} classes ({', '.join(names)}); "
             f"images: {counts or 'a stream'}"
         )
+        if dataset is not None:
+            warn_of_findings(dataset, splits)
     preparation = preparation_of(config, size, data_arguments)
     mark_preparation(config, preparation)
     images, validation, feed = open_images(
