@@ -275,12 +275,13 @@ def test_wrong_checkpointing_steps(images, tmp_path, capsys, words):
 
 
 def test_a_copy_in_test_is_said_before_training(images, tmp_path, caplog):
-    """The same bytes in training and test: named, with what to do; clean images say nothing."""
-    run(finetune, images, tmp_path / "clean", steps=1)
-    assert "audit.py" not in caplog.text
+    """The same bytes in training and test: named, with what to do."""
     copied = tmp_path / "images"
     shutil.copytree(images, copied)
+    run(finetune, copied, tmp_path / "clean", steps=1)
+    assert "up/00.png" not in caplog.text
     shutil.copy(copied / "train/up/00.png", copied / "test/up/copy.png")
     run(finetune, copied, tmp_path / "out", steps=1)
-    (message,) = [r.message for r in caplog.records if "audit.py" in r.message]
-    assert "test" in message
+    (message,) = [r.message for r in caplog.records if "test/up/copy.png" in r.message]
+    assert "train/up/00.png" in message
+    assert "audit.py" in message

@@ -126,7 +126,8 @@ def warn_of_findings(dataset: Any, splits: dict[str, list[int]]) -> None:
     in several splits were named when the splits were made."""
     for finding in audit_summary(dataset, splits):
         if finding.severity != "note":
-            logger.warning(f"{finding.text} {finding.advice} (All of it: scripts/audit.py.)")
+            shown = f" ({'; '.join(finding.examples[:2])})" if finding.examples else ""
+            logger.warning(f"{finding.text}{shown} {finding.advice} All of it: scripts/audit.py.")
 
 
 class BestCheckpoint:
