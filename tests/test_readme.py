@@ -14,7 +14,8 @@ def test_readme_is_up_to_date():
 
 
 def test_every_option_of_every_help_is_in_the_table():
-    from sssd_hf.cli.arguments import SCRIPTS, build_parser
+    from sssd_hf.cli.arguments import SCRIPTS
+    from sssd_hf.cli.parsing import build_parser
 
     table = options_table()
     for script in SCRIPTS:

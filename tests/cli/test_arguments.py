@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sssd_hf.cli.arguments import SCRIPTS, as_dict, parse
+from sssd_hf.cli.arguments import SCRIPTS
+from sssd_hf.cli.parsing import as_dict, parse
 
 REPOSITORY = Path(__file__).parents[2]
 

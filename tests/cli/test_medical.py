@@ -16,8 +16,8 @@ from medical_files import ct_values, dicom, encode, save_nifti
 
 from sssd_hf import SSSDConfig, SSSDForImageClassification
 from sssd_hf.cli import common, predict
-from sssd_hf.cli.arguments import parse
 from sssd_hf.cli.data import preparation_of
+from sssd_hf.cli.parsing import parse
 from sssd_hf.data.preparation import Preparation
 
 VOLUME = np.random.default_rng(0).integers(-1200, 2500, (16, 16, 5)).astype(np.int16)

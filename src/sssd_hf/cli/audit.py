@@ -24,8 +24,9 @@ from ..data.windows import parse_windows
 from ..evaluation.contact_sheet import plot_pairs
 from ..evaluation.shortcuts import probe_shortcuts
 from . import common
-from .arguments import AuditArguments, DataArguments, parse
+from .arguments import AuditArguments, DataArguments
 from .data import load_data, split_data
+from .parsing import parse
 
 SHOWN_SIDE = 160  # of an image in pairs.png, pixels
 

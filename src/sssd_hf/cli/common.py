@@ -26,7 +26,8 @@ from ..conversion_sssd import grey_statistics
 from ..data.splits import write_splits
 from ..hub.remote_code import save_with_code
 from ..training.signals import EXIT_STATUS, Interrupted
-from .arguments import DataArguments, TrainingArguments, as_dict
+from .arguments import DataArguments, TrainingArguments
+from .parsing import as_dict
 
 logger = logging.getLogger("sssd_hf")
 PIXEL_MEAN, PIXEL_STD = 0.5, 0.5  # of new models, ViTImageProcessor's defaults

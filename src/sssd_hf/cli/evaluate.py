@@ -17,9 +17,9 @@ from ..evaluation.intervals import bootstrap_intervals
 from ..evaluation.metrics import classification_metrics, to_json
 from ..modeling_sssd import SSSDForImageClassification
 from . import common
-from .arguments import parse
 from .batches import predict_probabilities
 from .data import decode_split, groups_of, load_data, preparation_of, split_data
+from .parsing import parse
 
 logger = logging.getLogger("sssd_hf")
 

@@ -23,7 +23,7 @@ from ..modeling_sssd import SSSDForImageClassification
 from ..training.checkpoints import gather, load_model
 from ..training.loop import Log, Stage
 from . import common
-from .arguments import ModelArguments, parse
+from .arguments import ModelArguments
 from .batches import Batches, augmentation_of, label_weights, mixing_of, predict_probabilities
 from .data import (
     choose_rows,
@@ -34,6 +34,7 @@ from .data import (
     stored_slice_axis,
     stream_label_names,
 )
+from .parsing import parse
 from .runs import (
     EarlyStopping,
     config_options,

@@ -29,9 +29,9 @@ from ..data.isolation import decode_all, describe_all
 from ..data.preparation import Preparation
 from ..modeling_sssd import SSSDForImageClassification
 from . import common
-from .arguments import parse
 from .batches import predict_probabilities
 from .data import preparation_of
+from .parsing import parse
 
 logger = logging.getLogger("sssd_hf")
 

@@ -19,7 +19,7 @@ from ..modeling_sssd import SSSDForPreTraining
 from ..training.loop import Log, LoopSettings, Stage
 from ..training.seeding import image_seeds
 from . import common
-from .arguments import DistillationArguments, ModelArguments, PretrainTraining, parse
+from .arguments import DistillationArguments, ModelArguments, PretrainTraining
 from .batches import Batches, augmentation_of, normalize, patch_features, rank_batches
 from .data import (
     choose_rows,
@@ -29,6 +29,7 @@ from .data import (
     split_data,
     stored_slice_axis,
 )
+from .parsing import parse
 from .runs import (
     EarlyStopping,
     config_options,

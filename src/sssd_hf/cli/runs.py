@@ -22,9 +22,10 @@ from ..training.checkpoints import Checkpoints, gather
 from ..training.feeds import Ahead, ImageFeed, StreamFeed
 from ..training.loop import Log, LoopSettings, Stage, train
 from ..training.optimization import cosine_with_warmup, parameter_groups
-from .arguments import DataArguments, ModelArguments, TrainingArguments, as_dict
+from .arguments import DataArguments, ModelArguments, TrainingArguments
 from .common import save_checkpoint, versions, write_json
 from .data import decode_split, hold_out, load_stream, working_size
+from .parsing import as_dict
 
 logger = logging.getLogger("sssd_hf")
 

@@ -1,0 +1,123 @@
+"""From defaults, a recipe and the command line to a script's options, in this order."""
+
+import argparse
+import dataclasses
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from .arguments import SCRIPTS
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """One spelling an option, and its default where the text does not explain it."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        explained = action.default is None or "default" in action.help.lower()
+        return action.help if explained else super()._get_help_string(action)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        name = next(o for o in action.option_strings if o.startswith("--"))
+        return f"{name} {self._format_args(action, action.dest.upper())}".strip()
+
+
+def build_parser(script: str, description: str):
+    """The `HfArgumentParser` of a script, options in groups."""
+    from transformers import HfArgumentParser
+
+    parser = HfArgumentParser(
+        SCRIPTS[script],
+        description=description,
+        usage=f"{script}.py [--recipe FILE.yaml] [--option value ...]",
+        formatter_class=HelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--recipe",
+        metavar="FILE.yaml",
+        help="Take options from this file: its section 'common' and the one named as the script. "
+        "The command line wins.",
+    )
+    return parser
+
+
+def read_recipe(path: str, script: str, known: set[str]) -> dict[str, Any]:
+    """The options that a recipe gives to a script.
+
+    Raises:
+        ValueError: no such file, or an option or section that does not exist.
+    """
+    import yaml
+
+    if not Path(path).is_file():
+        raise ValueError(f"--recipe {path}: there is no such file.")
+    try:
+        recipe = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"--recipe {path}: not a YAML file ({error}).") from error
+    sections = recipe if isinstance(recipe, dict) else {}
+    unknown = [name for name in sections if name not in ("common", *SCRIPTS)]
+    if not sections or unknown or not all(isinstance(s, dict) for s in sections.values()):
+        raise ValueError(
+            f"--recipe {path}: found the sections {', '.join(map(str, sections)) or 'none'}; "
+            f"expected common, {', '.join(SCRIPTS)}, each with option: value lines."
+        )
+    if not {"common", script} & set(sections):
+        raise ValueError(f"--recipe {path}: has no section {script} and no section common.")
+    every = {f.name for classes in SCRIPTS.values() for c in classes for f in dataclasses.fields(c)}
+    common = recipe.get("common") or {}
+    options = {**common, **(recipe.get(script) or {})}
+    # a common option may concern the other scripts alone
+    wrong = {k for k in options if k not in known and not (k in common and k in every)}
+    if wrong:
+        raise ValueError(
+            f"--recipe {path}: {script} has no option {', '.join(sorted(wrong))}; see --help."
+        )
+    return {key: value for key, value in options.items() if key in known}
+
+
+def parse(script: str, description: str, argv: list[str] | None = None) -> tuple[Any, ...]:
+    """The dataclasses of a script, filled from defaults, recipe and command line, in this order."""
+    argv = join_negative_values(sys.argv[1:] if argv is None else argv)
+    parser = build_parser(script, description)
+    known = {action.dest for action in parser._actions} - {"help", "recipe"}
+    recipe = parser.parse_known_args([a for a in argv if a not in ("-h", "--help")])[0].recipe
+    if recipe:
+        try:
+            options = read_recipe(recipe, script, known)
+        except ValueError as error:
+            parser.error(str(error))
+        # as words of a command line, so that argparse checks types and choices
+        choices = {action.dest: action.choices or () for action in parser._actions}
+        words = []
+        for key, value in options.items():
+            if value is False and "no" in choices[key]:
+                value = "no"  # YAML reads an unquoted no as false
+            if value is not None:
+                values = value if isinstance(value, list) else [value]
+                words += [f"--{key}", *(str(v) for v in values)]
+        argv = join_negative_values(words) + argv
+    unknown = parser.parse_known_args(argv)[1]
+    if unknown:
+        parser.error(f"{script} has no option {' '.join(unknown)}; see --help.")
+    try:
+        return parser.parse_args_into_dataclasses(argv, look_for_args_file=False)[:-1]
+    except ValueError as error:  # a value out of its range
+        parser.error(str(error))
+
+
+def join_negative_values(argv: list[str]) -> list[str]:
+    """`--window -600/1500` as one word, for argparse takes such a value for an option."""
+    joined: list[str] = []
+    for word in argv:
+        if re.match(r"-\d", word) and joined and re.fullmatch(r"--\w+", joined[-1]):
+            joined[-1] += f"={word}"
+        else:
+            joined.append(word)
+    return joined
+
+
+def as_dict(*arguments: Any) -> dict[str, Any]:
+    """All options and their values, as a recipe would have them."""
+    return {k: v for a in arguments for k, v in dataclasses.asdict(a).items()}
