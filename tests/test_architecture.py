@@ -26,7 +26,7 @@ ALLOWED = {
 }
 # these alone of `evaluation` touch a model
 TOUCH_A_MODEL = {"evaluation/explanations.py", "evaluation/probes.py"}
-LIMITS = {"modeling_sssd": 400, "distillation_sssd": 150}
+LIMITS = {"modeling_sssd": 400, "distillation_sssd": 150, "training/loop": 250}
 
 
 def part_of(module):
@@ -108,7 +108,7 @@ def test_code_lines_are_counted_rightly():
 
 
 @pytest.mark.parametrize("name", LIMITS)
-def test_a_model_file_can_be_read_in_one_go(name):
+def test_a_file_to_read_first_can_be_read_in_one_go(name):
     assert code_lines((PACKAGE / f"{name}.py").read_text()) <= LIMITS[name]
 
 

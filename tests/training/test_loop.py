@@ -20,7 +20,8 @@ from sssd_hf import SSSDConfig, SSSDForImageClassification, SSSDForPreTraining
 from sssd_hf.training.averaging import WeightAverage
 from sssd_hf.training.checkpoints import CheckpointError, Checkpoints, read_checkpoint
 from sssd_hf.training.feeds import ImageFeed
-from sssd_hf.training.loop import Log, LoopSettings, Stage, train
+from sssd_hf.training.log import Log
+from sssd_hf.training.loop import LoopSettings, Stage, train
 from sssd_hf.training.optimization import cosine_with_warmup
 from sssd_hf.training.seeding import epoch_order, image_seeds
 from sssd_hf.training.signals import Interrupted

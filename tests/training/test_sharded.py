@@ -31,7 +31,8 @@ from sssd_hf.cli.runs import whole_model
 from sssd_hf.data.cache import Images
 from sssd_hf.training.averaging import WeightAverage
 from sssd_hf.training.checkpoints import Checkpoints
-from sssd_hf.training.loop import Log, LoopSettings, train
+from sssd_hf.training.log import Log
+from sssd_hf.training.loop import LoopSettings, train
 from sssd_hf.training.optimization import cosine_with_warmup
 from test_loop import (
     EPS, RATE, classifier, feed_of, finetuning_stage, pretraining_model, pretraining_stage)

@@ -21,7 +21,8 @@ from ..data.sources import require_labels
 from ..evaluation.metrics import classification_metrics
 from ..modeling_sssd import SSSDForImageClassification
 from ..training.checkpoints import gather, load_model
-from ..training.loop import Log, Stage
+from ..training.log import Log
+from ..training.loop import Stage
 from . import common
 from .arguments import ModelArguments
 from .batches import Batches, augmentation_of, label_weights, mixing_of, predict_probabilities

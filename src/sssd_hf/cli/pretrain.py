@@ -16,7 +16,8 @@ import torch
 from ..configuration_sssd import DISTILLATION_PRESETS, SSSDConfig
 from ..data.cache import Images
 from ..modeling_sssd import SSSDForPreTraining
-from ..training.loop import Log, LoopSettings, Stage
+from ..training.log import Log
+from ..training.loop import LoopSettings, Stage
 from ..training.seeding import image_seeds
 from . import common
 from .arguments import DistillationArguments, ModelArguments, PretrainTraining

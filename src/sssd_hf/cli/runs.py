@@ -20,7 +20,8 @@ from ..evaluation.metrics import to_json
 from ..training.averaging import WeightAverage
 from ..training.checkpoints import Checkpoints, gather
 from ..training.feeds import Ahead, ImageFeed, StreamFeed
-from ..training.loop import Log, LoopSettings, Stage, train
+from ..training.log import Log
+from ..training.loop import LoopSettings, Stage, train
 from ..training.optimization import cosine_with_warmup, parameter_groups
 from .arguments import DataArguments, ModelArguments, TrainingArguments
 from .common import save_checkpoint, versions, write_json

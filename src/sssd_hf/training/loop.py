@@ -6,15 +6,13 @@ divided by its count. So the curve depends neither on how many processes or part
 work nor on how often the run was interrupted.
 """
 
-import json
 import logging
 import math
 import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,6 +24,7 @@ from tqdm import tqdm
 from .averaging import WeightAverage
 from .checkpoints import CheckpointError, Checkpoints, gather, reshard
 from .feeds import Draw, ImageFeed
+from .log import Log
 from .optimization import set_learning_rate
 from .signals import Interrupted, StopSignals
 from .state import Progress, collect_state, restore_state
@@ -69,48 +68,6 @@ class Stage:
     state: Callable[[], tuple[dict[str, torch.Tensor], dict[str, Any]]] = lambda: ({}, {})
     load_state: Callable[[dict[str, torch.Tensor], dict[str, Any]], None] = lambda t, v: None
     image_names: Callable[[list[int]], list[str]] = lambda index: [str(i) for i in index]
-
-
-@dataclass
-class Log:
-    """`metrics.jsonl`: one object a line, written by the main process; a tracker and a watcher are
-    told the same."""
-
-    path: Path | None
-    records: list[dict] = field(default_factory=list)
-    tracker: Callable[[dict, int], None] | None = None
-    watch: Callable[[dict], None] | None = None
-
-    def write(self, record: dict[str, Any]) -> None:
-        # JSON knows neither NaN nor infinity
-        record = {k: None if v is None or not math.isfinite(v) else v for k, v in record.items()}
-        self.records.append(record)
-        if self.path:
-            with open(self.path, "a") as file:
-                file.write(json.dumps(record) + "\n")
-        if self.watch:
-            self.watch(record)
-        if self.tracker:
-            numbers = {k: v for k, v in record.items() if k != "step" and v is not None}
-            self.tracker(numbers, step=record["step"])
-
-    def rewind(self, step: int) -> None:
-        """Take back what an interrupted run wrote after the step it goes on from."""
-        if not self.path or not self.path.exists():
-            return
-        for line in self.path.read_text().splitlines():
-            try:
-                record = json.loads(line)
-            except ValueError:  # cut off by the interruption
-                break
-            if record["step"] <= step:
-                self.records.append(record)
-                if self.watch:  # it may know of the past
-                    self.watch(record)
-        text = "".join(json.dumps(record) + "\n" for record in self.records)
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text(text)
-        temporary.replace(self.path)
 
 
 def train(
