@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import numpy as np
@@ -439,3 +439,18 @@ def test_a_child_imports_neither_torch_nor_transformers():
         [sys.executable, "-c", code], stdin=subprocess.DEVNULL, capture_output=True, check=True
     )
     assert child.stderr.decode().strip() == "[] True"
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs Linux's /proc")
+def test_a_child_is_told_no_secret(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "aws_secret")
+    monkeypatch.setenv("SSSD_HARMLESS", "told")
+    path = tmp_path / "image.png"
+    Image.new("L", (8, 8)).save(path)
+    with closing(Decoders()) as decoders:
+        list(decode_all([path], Preparation((8, 8), 1), workers=1, keep=decoders))
+        (child,) = decoders._idle
+        told = Path(f"/proc/{child.process.pid}/environ").read_bytes()
+    assert b"told" in told
+    assert b"secret" not in told

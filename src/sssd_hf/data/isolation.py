@@ -7,6 +7,7 @@ time alone is.
 """
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -235,6 +236,14 @@ def _watch(children, stop):
 _CHILDREN: "weakref.WeakSet[_Child]" = weakref.WeakSet()
 
 
+def child_environment() -> dict[str, str]:
+    """Ours without what looks like a secret, which a hostile file must not get at."""
+    secret = re.compile("TOKEN|KEY|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
+    kept = {name: value for name, value in os.environ.items() if not secret.search(name)}
+    # a thread for each processor would cost address space, and time with many children
+    return {**kept, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+
+
 class _Child:
     """A process that opens files, started when it is first needed and again after it died."""
 
@@ -311,8 +320,7 @@ class _Child:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,  # codecs write there; it may quote the file
-                # a thread for each processor would cost address space, and time with many children
-                env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+                env=child_environment(),
             )
         self.deadline = time.monotonic() + 60  # of starting, on a slow disk
         if read_message(self.process.stdout) is None and not self.closed:
