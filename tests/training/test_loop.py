@@ -642,3 +642,39 @@ def test_a_loss_that_is_not_finite_stops_the_run(accelerator, value, tmp_path):
     assert f"(indices {calls[4]})" in str(caught.value)
     for line in path.read_text().splitlines():
         json.loads(line, parse_constant=pytest.fail)
+
+
+def test_an_evaluation_that_is_due_when_a_signal_comes_is_made_up_for(accelerator, tmp_path):
+    """It may take long, and a cluster waits for seconds: the resumed run begins with it."""
+    settings, evaluated = LoopSettings(6, logging_steps=1, eval_steps=2), []
+
+    def stage_of(signal_at):
+        stage, calls = finetuning_stage(), []
+        inner = stage.make_batch
+
+        def make(draw):
+            calls.append(draw)
+            if len(calls) == signal_at:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return inner(draw)
+
+        def evaluate(step):
+            evaluated.append(step)
+            return {"eval_accuracy": step / 6}
+
+        stage.make_batch, stage.evaluate = make, evaluate
+        return stage
+
+    path, checkpoints = tmp_path / "metrics.jsonl", Checkpoints(tmp_path / "checkpoints")
+    arguments = (settings, feed_of(8), path)
+    with pytest.raises(Interrupted, match="after step 4 of 6"):
+        run(accelerator, classifier(), stage_of(4), *arguments, checkpoints=checkpoints)
+    assert evaluated == [2]
+    options = {"checkpoints": checkpoints, "resume": "latest"}
+    records, _ = run(accelerator, classifier(), stage_of(0), *arguments, **options)
+    assert evaluated == [2, 4, 6]
+    whole, _ = run(accelerator, classifier(), stage_of(0), settings, feed_of(8))
+    speed = "images_per_second"
+    assert [{k: v for k, v in r.items() if k != speed} for r in records] == [
+        {k: v for k, v in r.items() if k != speed} for r in whole
+    ]

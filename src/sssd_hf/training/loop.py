@@ -124,6 +124,8 @@ def train(
     waiting: list[tuple[dict, dict]] = []
     model.train()
     with StopSignals() as signals, bar:
+        if progress.evaluation_due:
+            _evaluate(model, plain, stage, average, progress, log)
         while progress.step < settings.total_steps and not progress.ended_early:
             started = time.perf_counter()
             step = progress.step
@@ -182,17 +184,10 @@ def train(
                 )
                 progress.unlogged = []
                 bar.set_postfix({"loss": f"{record['loss']:.4f}", "img/s": f"{rate:.0f}"})
-            if done or (settings.eval_steps and progress.step % settings.eval_steps == 0):
-                started = time.perf_counter()
-                model.eval()
-                with average.applied() if average else nullcontext():
-                    metrics = stage.evaluate(progress.step)
-                    reshard(plain)
-                model.train()
-                progress.evaluating += time.perf_counter() - started
-                if metrics:
-                    log.write({"step": progress.step, "epoch": draws.epoch, **metrics})
-                progress.ended_early = not done and stage.finished()
+            due = done or (settings.eval_steps and progress.step % settings.eval_steps == 0)
+            progress.epoch, progress.evaluation_due = draws.epoch, bool(due and stop)
+            if due and not stop:
+                _evaluate(model, plain, stage, average, progress, log)
             if accelerator.num_processes == 1:  # a signal during the evaluation costs no more steps
                 stop = signals.received is not None
             if checkpoints and (stop or save):
@@ -206,13 +201,26 @@ def train(
                     f"{progress.step} of {settings.total_steps}; the state is saved: the same "
                     "command with --resume_from_checkpoint latest goes on from here"
                 )
-    if progress.ended_early:
+    if progress.ended_early and progress.step < settings.total_steps:
         logger.info(f"ended early after step {progress.step}: the metric no longer improves")
     return {
         "train_runtime": progress.seconds + progress.evaluating,
         "train_images_per_second": progress.seen / max(progress.seconds, 1e-9),
         "train_steps": progress.step,
     }
+
+
+def _evaluate(model, plain, stage, average, progress, log) -> None:
+    started = time.perf_counter()
+    model.eval()
+    with average.applied() if average else nullcontext():
+        metrics = stage.evaluate(progress.step)
+        reshard(plain)
+    model.train()
+    progress.evaluating += time.perf_counter() - started
+    if metrics:
+        log.write({"step": progress.step, "epoch": progress.epoch, **metrics})
+    progress.ended_early, progress.evaluation_due = stage.finished(), False
 
 
 def _check_agreement(step: int) -> None:

@@ -21,6 +21,8 @@ class Progress:
     evaluating: float = 0.0
     unlogged: list[dict[str, float]] = field(default_factory=list)  # steps since the last line
     ended_early: bool = False
+    epoch: float = 0.0
+    evaluation_due: bool = False  # a signal came before it: the resumed run makes up for it
 
 
 def collect_state(
