@@ -49,8 +49,9 @@ def run_script(main) -> None:
         logging.getLogger("sssd_hf").debug("", exc_info=True)
         sys.exit(f"error: {error}")
     except Interrupted as stop:
-        print(f"\n{stop}", file=sys.stderr)
-        leave_processes()
+        print(f"\n{stop}", file=sys.stderr, flush=True)
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            os._exit(EXIT_STATUS)  # all is saved, and gloo's threads may hold up a plain exit
         sys.exit(EXIT_STATUS)
     except KeyboardInterrupt:
         sys.exit("\ninterrupted: the result is not complete, what was written so far is kept")
