@@ -152,11 +152,6 @@ def read_checkpoint(folder: Path) -> tuple[Tensors, dict[str, Any]]:
     Raises:
         CheckpointError: a file is missing, shorter, altered, or of a newer format.
     """
-    if not folder.is_dir():
-        raise CheckpointError(
-            f"{folder}: there is no such folder; expected 'latest', or the folder of a checkpoint, "
-            "such as OUTPUT_DIR/checkpoints/step-00001200"
-        )
     try:
         manifest = json.loads((folder / "manifest.json").read_text())
         for name, expected in manifest.items():
