@@ -57,22 +57,23 @@ def rank_batches(
 
 @torch.no_grad()
 def map_images(
+    model: torch.nn.Module,
     function: Callable[[torch.Tensor], torch.Tensor],
     width: int,
     images: Images,
     statistics: tuple[list[float], list[float]],
     batch_size: int,
-    device: torch.device,
     accelerator: Accelerator | None = None,
-    size: tuple[int, int] | None = None,
 ) -> np.ndarray:
     """(images, width) fp64: `function` of normalised images, with the evaluation transform; the
-    processes share the work and all get the whole. Images of another size than `size` are resized
-    to it."""
+    processes share the work and all get the whole. Images of another size than the model's are
+    resized to it."""
+    device, grid = next(model.parameters()).device, model.config.grid_size
+    size = tuple(n * p for n, p in zip(grid, model.encoder.embeddings.patch))
     result = torch.zeros(len(images), width, device=device)
     for index, real in rank_batches(len(images), batch_size, accelerator):
         pixels = images.batch(index, device)
-        if size not in (None, pixels.shape[2:]):
+        if pixels.shape[2:] != size:
             pixels = F.interpolate(pixels.float(), size, mode="bilinear", antialias=True)
         values = function(normalize(pixels, *statistics)).float()
         if real:
@@ -90,15 +91,12 @@ def predict_probabilities(
     accelerator: Accelerator | None = None,
 ) -> np.ndarray:
     """(images, classes) fp64 probabilities; see `map_images`."""
-    return map_images(
-        lambda pixel_values: model(pixel_values=pixel_values).logits.float().softmax(-1),
-        model.config.num_labels,
-        images,
-        statistics,
-        batch_size,
-        next(model.parameters()).device,
-        accelerator,
-    )
+
+    def probabilities(pixel_values: torch.Tensor) -> torch.Tensor:
+        return model(pixel_values=pixel_values).logits.float().softmax(-1)
+
+    width = model.config.num_labels
+    return map_images(model, probabilities, width, images, statistics, batch_size, accelerator)
 
 
 def patch_features(
@@ -109,17 +107,12 @@ def patch_features(
     accelerator: Accelerator | None = None,
 ) -> np.ndarray:
     """(images, hidden_size) fp64: the mean of the encoder's patch tokens, all patches seen."""
-    grid, patch = model.config.grid_size, model.encoder.embeddings.patch
-    return map_images(
-        lambda pixel_values: model.encoder(pixel_values).last_hidden_state[:, 1:].mean(1),
-        model.config.hidden_size,
-        images,
-        statistics,
-        batch_size,
-        next(model.parameters()).device,
-        accelerator,
-        size=(grid[0] * patch[0], grid[1] * patch[1]),
-    )
+
+    def features(pixel_values: torch.Tensor) -> torch.Tensor:
+        return model.encoder(pixel_values).last_hidden_state[:, 1:].mean(1)
+
+    width = model.config.hidden_size
+    return map_images(model, features, width, images, statistics, batch_size, accelerator)
 
 
 def augmentation_of(arguments: PretrainAugmentation) -> Augmentation:

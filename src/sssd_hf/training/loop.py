@@ -22,7 +22,7 @@ from torch import nn
 from tqdm import tqdm
 
 from .averaging import WeightAverage
-from .checkpoints import CheckpointError, Checkpoints, gather, reshard
+from .checkpoints import CheckpointError, Checkpoints, reshard
 from .feeds import Draw, ImageFeed
 from .log import Log
 from .optimization import set_learning_rate
@@ -173,7 +173,7 @@ def train(
             if log_now or stop or save:
                 _fetch(accelerator, waiting, progress, feed, stage, checkpoints)
             if done or stop or save:
-                _check_weights(plain, progress.step, feed, stage, checkpoints)
+                _check_weights(accelerator, plain, progress.step, feed, stage, checkpoints)
             progress.seconds += time.perf_counter() - started
             if log_now:
                 record = _means(progress.unlogged)
@@ -272,13 +272,16 @@ def _fetch(accelerator, waiting, progress, feed, stage, checkpoints) -> None:
     progress.unlogged += rows
 
 
-def _check_weights(plain, step, feed, stage, checkpoints) -> None:
-    """Before they are kept: a gradient may be infinite where the loss of its step is not.
+def _check_weights(accelerator, plain, step, feed, stage, checkpoints) -> None:
+    """Before they are kept: a gradient may be infinite where the loss of its step is not. Each
+    process looks at its own part of sharded weights.
 
     Raises:
         FloatingPointError: weights are not finite.
     """
-    if not all(gather(parameter).isfinite().all() for parameter in plain.parameters()):
+    own = [p.to_local() if hasattr(p, "to_local") else p for p in plain.parameters()]
+    wrong = torch.stack([~p.isfinite().all() for p in own]).any().float()
+    if accelerator.reduce(wrong, "sum").item():
         raise _diverged("Weights are not finite after", step, feed, stage, checkpoints)
 
 
