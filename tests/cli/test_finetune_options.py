@@ -22,10 +22,7 @@ def images(tmp_path_factory):
     return write_images(tmp_path_factory.mktemp("images"))
 
 
-@pytest.fixture(autouse=True)
-def no_figures(monkeypatch):
-    for name in ("plot_training_curves", "plot_reconstructions"):
-        monkeypatch.setattr(f"sssd_hf.evaluation.plots.{name}", lambda *args: None)
+pytestmark = pytest.mark.usefixtures("no_figures")
 
 
 @pytest.fixture(scope="module")

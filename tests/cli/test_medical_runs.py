@@ -24,10 +24,7 @@ MODEL = ["--image_size", "16", "--patch_size", "8", "--config_overrides", SIZES]
 GROUPS = ["--group_column_name", "patient_id"]
 
 
-@pytest.fixture(autouse=True)
-def no_figures(monkeypatch):
-    for name in ("plot_training_curves", "plot_reconstructions"):
-        monkeypatch.setattr(f"sssd_hf.evaluation.plots.{name}", lambda *args: None)
+pytestmark = pytest.mark.usefixtures("no_figures")
 
 
 def hounsfield(patient, place, columns=16):

@@ -40,11 +40,7 @@ def draw(path, label, seed, mode="L"):
     Image.fromarray(pixels.astype(np.uint8).squeeze()).save(path)
 
 
-@pytest.fixture(autouse=True)
-def no_figures(monkeypatch):
-    """Drawing takes longer than these trainings; the fixtures of the whole way do draw."""
-    for name in ("plot_training_curves", "plot_reconstructions"):
-        monkeypatch.setattr(f"sssd_hf.evaluation.plots.{name}", lambda *args: None)
+pytestmark = pytest.mark.usefixtures("no_figures")
 
 
 @pytest.fixture(scope="module")
