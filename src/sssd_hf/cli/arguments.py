@@ -494,6 +494,79 @@ class AuditArguments:
         return list(KINDS) if "any" in kinds else kinds
 
 
+@dataclass
+class EmbedArguments:
+    _argument_group_name = "embeddings"
+
+    model_name_or_path: str = option(
+        "runs/pretrained",
+        "The checkpoint whose encoder is used, a folder or a name on the Hub: SSSD of either "
+        "training, ViTMAE, ViT, or the original MAE's .pth.",
+    )
+    model_revision: str = option("main", "Branch, tag or commit of the checkpoint.")
+    random_weights: bool = option(
+        False,
+        "Take the checkpoint's architecture with random weights, to compare its features with.",
+    )
+    output_dir: str = option("runs/embeddings", "Where embeddings.parquet and all results go.")
+    pooling: str = option(
+        "mean_patches",
+        "An image's features from the encoder's tokens: cls (the CLS token), mean_patches (the "
+        "mean of the patches, what --pooling mean of fine-tuning reads), or mean (of all tokens).",
+        choices=["cls", "mean", "mean_patches"],
+    )
+    embed_splits: str | None = option(
+        None, "train, validation or test, several by comma (default: all images)."
+    )
+    per_device_eval_batch_size: int = option(128, "Images in one pass.")
+    evaluate: bool = option(
+        False,
+        "Also measure how well the frozen features tell the labels apart: k-NN, linear probe and "
+        "few-shot curves, with figures.",
+    )
+    num_neighbors: int = option(20, "Neighbours that vote in the k-NN.")
+    few_shot_percents: list[float] = option(
+        [1.0, 2.0, 5.0, 10.0, 25.0, 100.0], "Shares of the training labels, in percent."
+    )
+    few_shot_repeats: int = option(10, "Random subsets of each share.")
+    projection: str = option(
+        "pca",
+        "The map of the features in embedding.png: pca, or umap (pip install umap-learn).",
+        choices=["pca", "umap"],
+    )
+    num_resamples: int = option(2000, "Bootstrap resamples of the intervals.")
+    seed: int = option(0, "Of splits the script makes, few-shot subsets, bootstrap and UMAP.")
+
+    def __post_init__(self) -> None:
+        check_ranges(
+            self,
+            per_device_eval_batch_size=(1, None),
+            num_neighbors=(1, None),
+            few_shot_repeats=(1, None),
+            num_resamples=(1, None),
+            seed=(0, None),
+        )
+        if not all(0 < percent <= 100 for percent in self.few_shot_percents):
+            raise ValueError(
+                f"--few_shot_percents is {self.few_shot_percents}; expected numbers above 0, at "
+                "most 100."
+            )
+        unknown = set(self.parts_to_embed() or ()) - {"train", "validation", "test"}
+        if unknown:
+            raise ValueError(
+                f"--embed_splits {self.embed_splits}: expected train, validation or test, several "
+                "by comma."
+            )
+        if self.evaluate and self.embed_splits is not None:
+            raise ValueError("--evaluate needs all splits: leave out --embed_splits.")
+
+    def parts_to_embed(self) -> list[str] | None:
+        """The splits asked for; None: all images, also those of no split."""
+        if self.embed_splits is None:
+            return None
+        return [part.strip() for part in self.embed_splits.split(",")]
+
+
 SCRIPTS: dict[str, tuple[type, ...]] = {
     "pretrain": (
         DataArguments,
@@ -506,4 +579,5 @@ SCRIPTS: dict[str, tuple[type, ...]] = {
     "evaluate": (DataArguments, EvaluateArguments),
     "predict": (PredictArguments,),
     "audit": (DataArguments, AuditArguments),
+    "embed": (DataArguments, EmbedArguments),
 }

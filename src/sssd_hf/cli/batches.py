@@ -69,7 +69,7 @@ def map_images(
     processes share the work and all get the whole. Images of another size than the model's are
     resized to it."""
     device, grid = next(model.parameters()).device, model.config.grid_size
-    size = tuple(n * p for n, p in zip(grid, model.encoder.embeddings.patch))
+    size = tuple(n * p for n, p in zip(grid, model.base_model.embeddings.patch))
     result = torch.zeros(len(images), width, device=device)
     for index, real in rank_batches(len(images), batch_size, accelerator):
         pixels = images.batch(index, device)
@@ -99,17 +99,27 @@ def predict_probabilities(
     return map_images(model, probabilities, width, images, statistics, batch_size, accelerator)
 
 
-def patch_features(
+# (batch, 1 + patches, width), CLS first, -> (batch, width)
+POOLINGS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "cls": lambda tokens: tokens[:, 0],
+    "mean": lambda tokens: tokens.mean(1),
+    "mean_patches": lambda tokens: tokens[:, 1:].mean(1),
+}
+
+
+def image_features(
     model: torch.nn.Module,
     images: Images,
     statistics: tuple[list[float], list[float]],
     batch_size: int,
     accelerator: Accelerator | None = None,
+    pooling: str = "mean_patches",
 ) -> np.ndarray:
-    """(images, hidden_size) fp64: the mean of the encoder's patch tokens, all patches seen."""
+    """(images, hidden_size) fp64: the encoder's last hidden state, all patches seen, pooled as
+    `POOLINGS` says; `model` is an encoder or has one."""
 
     def features(pixel_values: torch.Tensor) -> torch.Tensor:
-        return model.encoder(pixel_values).last_hidden_state[:, 1:].mean(1)
+        return POOLINGS[pooling](model.base_model(pixel_values).last_hidden_state)
 
     width = model.config.hidden_size
     return map_images(model, features, width, images, statistics, batch_size, accelerator)
