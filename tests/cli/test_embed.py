@@ -171,6 +171,8 @@ def test_the_file_says_what_made_it(embedded, models):
     assert described["versions"]["torch"] == torch.__version__
     assert len(described["weights_sha256"]) == 64
     assert results["num_images"] == 54
+    assert results["split_column"] == "protocol"
+    assert "embed.py" in results["command"]
     counts = {"train": 24, "validation": 12, "test": 9}
     assert results["num_images_of_splits"] == counts
     assert not list(embedded.parent.glob("*.tmp"))

@@ -32,7 +32,7 @@ from .arguments import DataArguments, EmbedArguments
 from .batches import image_features
 from .data import decode_split, groups_of, load_data, preparation_of, split_data
 from .evaluate import warn_of_seen_images
-from .parsing import parse
+from .parsing import command_line, parse
 
 logger = logging.getLogger("sssd_hf")
 ROW_GROUP = 10_000  # rows of the Parquet file that are read at a time
@@ -243,6 +243,7 @@ def evaluate_features(
         "num_test_images": len(test[1]),
         "num_test_groups": None if groups is None else len(set(group_of["test"].tolist())),
         "labels": class_names,
+        "positive_label": class_names[1] if len(class_names) == 2 else None,
     }
 
 
@@ -327,6 +328,9 @@ def main(argv: list[str] | None = None) -> int:
         "hidden_size": features.shape[1],
         "images_per_second": len(rows) / seconds,
         "num_images_of_splits": {part: columns["split"].count(part) for part in PARTS},
+        "group_column_name": data.group_column_name,
+        "split_column": data.split_column,
+        "command": command_line("embed", argv),
         **description,
     }
     print(f"{len(rows)} images, {features.shape[1]} features each; written to {output}")
