@@ -7,6 +7,8 @@ from typing import Any
 from ..data.duplicates import MAX_DISTANCE, MIN_CORRELATION
 from ..data.findings import KINDS
 from ..data.windows import parse_windows
+from ..evaluation.aggregation import METHODS as AGGREGATIONS
+from ..evaluation.calibration import parse_rule
 
 
 def option(default: Any = None, help: str = "", **kwargs: Any) -> Any:
@@ -45,6 +47,11 @@ class DataArguments:
     )
     label_column_name: str = option(
         "label", "Column of the labels; '' takes none (pretraining on folders that are no classes)."
+    )
+    positive_label: str | None = option(
+        None,
+        "Which of two classes is the positive one, whose sensitivity is reported (default: the "
+        "last in the order of names).",
     )
     group_column_name: str | None = option(
         None, "Column of what must stay together in a split and in intervals, such as the patient."
@@ -387,9 +394,21 @@ class FinetuneTraining(TrainingArguments):
         choices=["roc_auc", "accuracy", "balanced_accuracy", "f1", "log_loss", "last"],
     )
 
+    threshold_rule: str = option(
+        "youden",
+        "How the threshold of the positive class is chosen on validation: youden (sensitivity + "
+        "specificity), sensitivity>=0.95 (the greatest specificity with at least that), cost=5 (a "
+        "missed positive costs as much as 5 false alarms), or none (the most probable class).",
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
         check_ranges(self, layer_decay=(0, 1))
+        if self.threshold_rule != "none":
+            try:
+                parse_rule(self.threshold_rule)
+            except ValueError as error:
+                raise ValueError(f"--threshold_rule: {error}, or none.") from None
 
 
 @dataclass
@@ -400,6 +419,18 @@ class EvaluateArguments:
     output_dir: str = option("runs/evaluation", "Where all_results.json and predictions.csv go.")
     per_device_eval_batch_size: int = option(128, "Images in one pass.")
     num_resamples: int = option(2000, "Bootstrap resamples of the intervals.")
+    aggregation: str = option(
+        "mean",
+        "How the images of a group become one answer, for figures of patients beside those of "
+        "images: mean, max or noisy_or of their probabilities, or none.",
+        choices=[*AGGREGATIONS, "none"],
+    )
+    subgroup_columns: str = option(
+        "", "Columns of the metadata, by comma, for each of whose values metrics are reported."
+    )
+    compare_with: str | None = option(
+        None, "The --output_dir of another model's evaluation on the same images, to compare with."
+    )
     seed: int = option(0, "Of the bootstrap.")
 
     def __post_init__(self) -> None:

@@ -52,7 +52,7 @@ def build_model(model: ModelArguments, losses: DistillationArguments) -> SSSDFor
     for name in ("mask_ratio", "norm_pix_loss", "distillation_weight"):
         if getattr(losses, name) is not None:
             options[name] = getattr(losses, name)
-    options |= config_options(model)
+    options |= {"calibration": None} | config_options(model)  # a classifier's own
     if model.model_name_or_path:
         return SSSDForPreTraining.from_pretrained(
             model.model_name_or_path, revision=model.model_revision, **options

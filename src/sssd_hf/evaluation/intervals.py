@@ -42,7 +42,7 @@ def _group_indices(groups, count):
     return np.unique(check_groups(groups, count), return_inverse=True)[1]
 
 
-def _draw_multiplicities(generator, strata, num_resamples):
+def draw_groups(generator, strata, num_resamples):
     """How often each group is drawn [R, G]: with replacement, within its stratum (int [G])."""
     multiplicities = np.empty((num_resamples, len(strata)))
     for stratum in np.unique(strata):
@@ -89,7 +89,7 @@ def resampled_weights(
     generator = np.random.default_rng(seed)
     rows = max(1, CHUNK_ELEMENTS // max(1, len(labels)))
     for start in range(0, num_resamples, rows):
-        drawn = _draw_multiplicities(generator, strata, min(rows, num_resamples - start))
+        drawn = draw_groups(generator, strata, min(rows, num_resamples - start))
         yield drawn[:, group_index]  # (resamples, images)
 
 
