@@ -8,21 +8,12 @@ import numpy as np
 from PIL import Image
 
 from sssd_hf.data.findings import Finding
-from sssd_hf.evaluation.aggregation import metrics_at_both_levels
-from sssd_hf.evaluation.calibration import (
-    apply_calibration,
-    fit_calibration,
-    selective_prediction,
-)
+from sssd_hf.evaluation.calibration import apply_calibration, fit_calibration
 from sssd_hf.evaluation.comparison import compare_models
-from sssd_hf.evaluation.details import detailed_metrics
 from sssd_hf.evaluation.figures import write_figures
-from sssd_hf.evaluation.independent import delong_interval, wilson_interval
-from sssd_hf.evaluation.intervals import bootstrap_intervals
-from sssd_hf.evaluation.metrics import classification_metrics, to_json
-from sssd_hf.evaluation.subgroups import subgroup_metrics
+from sssd_hf.evaluation.metrics import to_json
+from sssd_hf.evaluation.summary import summarise
 
-DECISIONS = ("accuracy", "balanced_accuracy", "precision", "recall", "specificity", "f1", "mcc")
 VERSIONS = {
     "sssd_hf": "0.1.0", "torch": "2.13.0", "transformers": "5.23.0", "accelerate": "1.15.0",
     "finished": "2030-01-02T03:04:05+0000",
@@ -44,79 +35,6 @@ def draw_predictions(num_patients=70, num_classes=2, sharpness=1.3, seed=0):
     return labels, exponents / exponents.sum(axis=1, keepdims=True), groups
 
 
-def summarise(labels, probabilities, names, groups, columns, calibration, num_resamples=200):
-    """all_results.json's content."""
-    options = {"num_resamples": num_resamples}
-    details = detailed_metrics(labels, probabilities, names)
-    calibrated, decided = apply_calibration(probabilities, calibration)
-    right = probabilities.argmax(axis=1) == labels
-    binary = len(names) == 2
-    results = {
-        **details.pop("overall"),
-        "intervals": bootstrap_intervals(labels, probabilities, groups, **options),
-        **details,
-        "interval_method": "95 % percentile bootstrap of "
-        + ("images" if groups is None else "groups (patient_id)"),
-        "independent_images": {
-            "note": "assumes independent images",
-            "wilson": {"accuracy": wilson_interval(int(right.sum()), len(right))},
-        },
-        "calibration": None,
-        "operating_point": None,
-        "aggregated": None,
-        "subgroups": {
-            name: subgroup_metrics(labels, probabilities, values, groups, **options)
-            for name, values in columns.items()
-        },
-        "num_test_images": len(labels),
-        "num_test_groups": None if groups is None else len(set(groups.tolist())),
-        "group_column_name": None if groups is None else "patient_id",
-        "split_column": "official_split",
-        "test_split": "test",
-        "labels": names,
-        "positive_label": names[1] if binary else None,
-        "command": "python scripts/evaluate.py --model_name_or_path runs/finetuned "
-        "--data_dir data/chest --split_column official_split --group_column_name patient_id",
-        "versions": VERSIONS,
-    }
-    matrix = np.zeros((len(names), len(names)), dtype=int)
-    np.add.at(matrix, (labels, probabilities.argmax(axis=1)), 1)
-    results["confusion_matrix"] = matrix
-    curve = selective_prediction(labels, probabilities)
-    results["selective"] = {
-        "area": curve["area"],
-        "accuracy_at": {
-            f"{share:g}": curve["accuracy"][np.searchsorted(curve["coverage"], share - 1e-9)]
-            for share in (0.5, 0.8, 0.9)
-        },
-    }
-    if binary and 1 < labels.sum() < len(labels) - 1:
-        results["independent_images"]["delong"] = delong_interval(labels, probabilities[:, 1])
-    if calibration:
-        before, after = (classification_metrics(labels, p) for p in (probabilities, calibrated))
-        results["calibration"] = {
-            "used": calibration,
-            "uncalibrated": {k: before[k] for k in ("log_loss", "brier", "ece")},
-            "calibrated": {k: after[k] for k in ("log_loss", "brier", "ece")},
-        }
-    if calibration and calibration["threshold"] is not None:
-        certain = np.eye(len(names))[decided]
-        metrics, intervals = (
-            classification_metrics(labels, certain),
-            bootstrap_intervals(labels, certain, groups, **options),
-        )
-        results["operating_point"] = {
-            **{key: calibration[key] for key in ("threshold", "rule", "fitted_on")},
-            "positive_label": names[1],
-            "metrics": {name: metrics[name] for name in DECISIONS},
-            "intervals": {name: intervals[name] for name in DECISIONS},
-        }
-    if groups is not None:
-        levels = metrics_at_both_levels(labels, calibrated, groups, **options)
-        results["aggregated"] = {"method": "mean", **levels["groups"]}
-    return results
-
-
 def write_evaluation(folder, num_classes=2, num_patients=70, names=None, grouped=True, seed=0):
     """Write folder/evaluation, folder/finetuned and folder/pretrained; the first is returned."""
     names = names or ["non-covid", "covid", "bacterial", "normal", "other"][:num_classes]
@@ -135,14 +53,29 @@ def write_evaluation(folder, num_classes=2, num_patients=70, names=None, grouped
         ],
         "age": rng.integers(18, 95, size=groups.max() + 1)[groups].tolist(),
     }
-    results = summarise(labels, probabilities, names, ids, columns, calibration)
+    results = summarise(
+        labels, probabilities, names, ids, calibration=calibration, subgroup_columns=columns,
+        num_resamples=200,
+    )  # fmt: skip
+    results |= {
+        "interval_method": "95 % percentile bootstrap of "
+        + ("groups (patient_id)" if grouped else "images"),
+        "num_test_images": len(labels),
+        "num_test_groups": len(set(groups.tolist())) if grouped else None,
+        "group_column_name": "patient_id" if grouped else None,
+        "split_column": "official_split",
+        "test_split": "test",
+        "labels": names,
+        "positive_label": names[1] if num_classes == 2 else None,
+        "times_test_was_read": 2,
+        "command": "python scripts/evaluate.py --model_name_or_path runs/finetuned "
+        "--data_dir data/chest --split_column official_split --group_column_name patient_id",
+        "versions": VERSIONS,
+    }
     other = 0.6 * probabilities + 0.4 / num_classes
     shuffled = np.where(rng.random(len(labels))[:, None] < 0.2, other[:, ::-1], other)
-    results["comparison"] = compare_models(
-        labels, probabilities, shuffled, ids, num_resamples=200
-    )
+    results["comparison"] = compare_models(labels, probabilities, shuffled, ids, num_resamples=200)
     results["compared_with"] = "runs/evaluation_from_scratch"
-    results["times_test_was_read"] = 2
     evaluation, model, pretrained = (
         folder / part for part in ("evaluation", "finetuned", "pretrained")
     )
@@ -188,8 +121,7 @@ def write_model_folders(model, pretrained, names):
     write_json(
         model / "splits.json",
         {
-            "split_column": "official_split",
-            "group_column_name": "patient_id",
+            "how": {"split_column": "official_split", "group_column_name": "patient_id"},
             "train": [f"train_{i}.png" for i in range(1420)],
             "validation": [f"validation_{i}.png" for i in range(240)],
             "test": [f"image_{i}.png" for i in range(213)],

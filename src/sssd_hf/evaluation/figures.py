@@ -208,7 +208,9 @@ def _reliability(labels, probabilities, calibrated, names):
     for label, values in parts:
         series.append((label, reliability_curve(labels, values, NUM_BINS, index)))
         found = classification_metrics(labels, values)
-        numbers.append(f"{label} ECE {found['ece']:.3f}, Brier {found['brier']:.3f}")
+        numbers.append(
+            f"{label[0].upper()}{label[1:]}: ECE {found['ece']:.3f}, Brier {found['brier']:.3f}"
+        )
     if index is None:
         x, y = "confidence (probability of the decided class)", "accuracy"
     else:
@@ -315,8 +317,8 @@ def _subgroups(results):
             texts.append(f"{column} {value} {number:.3f}" if defined else f"{column} {value} -")
     left_out = len(rows) - diagrams.MAX_ROWS
     caption = (
-        f"{METRIC_NAMES.get(metric, metric)} with 95 % interval of each subgroup, and that of all "
-        "images as the dashed line. In brackets: images, and of how many groups (patients). "
+        f"The {METRIC_NAMES.get(metric, metric)} of each subgroup with its 95 % interval; of all "
+        "images, the dashed line. In brackets: images, and of how many groups (patients). "
         "Hollow: too few to say much."
     )
     if left_out > 0:

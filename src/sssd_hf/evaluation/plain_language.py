@@ -31,8 +31,9 @@ def number(value, digits: int = 3) -> str:
     return f"{value:.{digits}f}" if known(value) else "–"
 
 
-def percent(value) -> str:
-    return f"{100 * value:.1f} %" if known(value) else "–"
+def percent(value, digits: int = 1) -> str:
+    """With a space that does not break."""
+    return f"{100 * value:.{digits}f}\N{NO-BREAK SPACE}%" if known(value) else "–"
 
 
 def bounds(intervals, metric):
@@ -44,13 +45,21 @@ def bounds(intervals, metric):
 def percent_with_interval(values, intervals, metric) -> str:
     low, high = bounds(intervals, metric)
     text = percent(values.get(metric))
-    return text if low is None else f"{text} (95 % interval {percent(low)} to {percent(high)})"
+    return (
+        text
+        if low is None
+        else f"{text} (95\N{NO-BREAK SPACE}% interval {percent(low)} to {percent(high)})"
+    )
 
 
 def number_with_interval(values, intervals, metric) -> str:
     low, high = bounds(intervals, metric)
     text = number(values.get(metric))
-    return text if low is None else f"{text} (95 % interval {number(low)} to {number(high)})"
+    return (
+        text
+        if low is None
+        else f"{text} (95\N{NO-BREAK SPACE}% interval {number(low)} to {number(high)})"
+    )
 
 
 def unit_of(results: dict) -> str:
@@ -123,7 +132,7 @@ def _tested(results):
 def _headline(results):
     intervals = results.get("intervals")
     text = (
-        "The class that the model holds most probable is the right one for "
+        "The class that the model holds most probable is right for "
         f"{percent_with_interval(results, intervals, 'accuracy')} of the images."
     )
     auc, labels = results.get("roc_auc"), results.get("labels") or []
@@ -131,7 +140,8 @@ def _headline(results):
         text += (
             f" ROC AUC {number_with_interval(results, intervals, 'roc_auc')}: of one image of "
             f"{labels[1]} and one of {labels[0]}, taken at random, it gives the former the higher "
-            f"probability of {labels[1]} in {auc:.0%} of cases; guessing would in 50 %."
+            f"probability of {labels[1]} in {percent(auc, 0)} of cases; guessing would in "
+            f"{percent(0.5, 0)}."
         )
     elif known(auc):
         text += (
@@ -215,8 +225,8 @@ def _baselines(results, audit):
         files = max(probes["files"][f"{kind}_accuracy"] for kind in ("logistic", "forest"))
         text += (
             f" Simple classifiers that see only thumbnails of 16 x 16 pixels reach "
-            f"{percent(thumbnails)} (the model is {points(accuracy - thumbnails)}), such that see "
-            f"only the files' size, format and shape {percent(files)} "
+            f"{percent(thumbnails)} (the model is {points(accuracy - thumbnails)}); those that are "
+            f"told only the size and format of the files, {percent(files)} "
             f"({points(accuracy - files)})."
         )
         best = max(best, thumbnails, files)
@@ -227,8 +237,8 @@ def _baselines(results, audit):
     if low is not None and low <= best:
         grave = True
         text += (
-            f" The interval of the accuracy reaches down to {percent(low)}: this test does not show "
-            "that the model beats the best of these."
+            f" The interval of the accuracy reaches down to {percent(low)}: this test does not "
+            "show that the model beats the best of these."
         )
     return Sentence("Against simple baselines", text, grave)
 
@@ -274,13 +284,18 @@ def _subgroups(results):
             sentences.append(Sentence("Subgroups", small))
             continue
         metric = worst["metric"]
+        name = METRIC_NAMES.get(metric, metric)
         low, high = worst.get("low"), worst.get("high")
-        interval = f" (95 % interval {number(low)} to {number(high)})" if known(low) else ""
+        interval = (
+            f" (95\N{NO-BREAK SPACE}% interval {number(low)} to {number(high)})"
+            if known(low)
+            else ""
+        )
         below = known(high) and known(worst["overall"]) and high < worst["overall"]
         sentences.append(
             Sentence(
                 "Worst subgroup",
-                f"By {column} it does worst for {worst['value']}: {METRIC_NAMES.get(metric, metric)} "
+                f"By {column} it does worst for {worst['value']}: {name} "
                 f"{number(worst['estimate'])}{interval}, all images {number(worst['overall'])}. "
                 "The worst of several is in part chance.",
                 grave=below,
@@ -302,7 +317,8 @@ def _findings(audit):
         for severity in ("critical", "warning", "note")
     }
     text = (
-        f"{counts['critical']} critical, {counts['warning']} warnings, {counts['note']} notes. "
+        f"Findings: {counts['critical']} critical, {counts['warning']} to be warned of, "
+        f"{counts['note']} to note. "
         if findings
         else "The audit found nothing to object to."
     )
