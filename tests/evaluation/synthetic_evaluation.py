@@ -35,7 +35,9 @@ def draw_predictions(num_patients=70, num_classes=2, sharpness=1.3, seed=0):
     return labels, exponents / exponents.sum(axis=1, keepdims=True), groups
 
 
-def write_evaluation(folder, num_classes=2, num_patients=70, names=None, grouped=True, seed=0):
+def write_evaluation(
+    folder, num_classes=2, num_patients=70, names=None, grouped=True, seed=0, num_resamples=200
+):
     """Write folder/evaluation, folder/finetuned and folder/pretrained; the first is returned."""
     names = names or ["non-covid", "covid", "bacterial", "normal", "other"][:num_classes]
     labels, probabilities, groups = draw_predictions(num_patients, num_classes, seed=seed)
@@ -55,7 +57,7 @@ def write_evaluation(folder, num_classes=2, num_patients=70, names=None, grouped
     }
     results = summarise(
         labels, probabilities, names, ids, calibration=calibration, subgroup_columns=columns,
-        num_resamples=200,
+        num_resamples=num_resamples,
     )  # fmt: skip
     results |= {
         "interval_method": "95 % percentile bootstrap of "
@@ -74,7 +76,9 @@ def write_evaluation(folder, num_classes=2, num_patients=70, names=None, grouped
     }
     other = 0.6 * probabilities + 0.4 / num_classes
     shuffled = np.where(rng.random(len(labels))[:, None] < 0.2, other[:, ::-1], other)
-    results["comparison"] = compare_models(labels, probabilities, shuffled, ids, num_resamples=200)
+    results["comparison"] = compare_models(
+        labels, probabilities, shuffled, ids, num_resamples=num_resamples
+    )
     results["compared_with"] = "runs/evaluation_from_scratch"
     evaluation, model, pretrained = (
         folder / part for part in ("evaluation", "finetuned", "pretrained")
@@ -93,7 +97,7 @@ def write_evaluation(folder, num_classes=2, num_patients=70, names=None, grouped
             writer.writerow([*row, *probabilities[i]])
     write_figures(
         evaluation / "figures", to_json(results), labels, probabilities, calibrated, ids,
-        num_resamples=100,
+        num_resamples=num_resamples,
     )  # fmt: skip
     write_model_folders(model, pretrained, names)
     write_json(evaluation / "audit.json", audit(names))
@@ -118,6 +122,9 @@ def write_model_folders(model, pretrained, names):
         "  metric_for_best_model: roc_auc\n  threshold_rule: youden\n  num_train_epochs: 30\n"
         "  seed: 42\n  mixup: 0.2\n"
     )
+    config = {"architectures": ["SSSDForImageClassification"], "hidden_size": 192,
+              "num_hidden_layers": 12, "image_size": 112, "patch_size": 14}  # fmt: skip
+    write_json(model / "config.json", config)
     write_json(
         model / "splits.json",
         {

@@ -179,7 +179,9 @@ def answers_of(run) -> dict[str, str]:
             if recipe.get(name)
         ) or "Resized to the model's input (bilinear), rescaled and normalised."  # fmt: skip
         subset = recipe.get("max_train_samples")
-        answers["subset"] = f"{subset} training images at most." if subset else "None: all images."
+        answers["subset"] = (
+            f"{subset} training images at most." if subset else "All images were used."
+        )
         start = recipe.get("model_name_or_path")
         answers["initial"] = f"The checkpoint {start}." if start else "Random."
         answers["training"] = "; ".join(run.training_facts()) + "."
@@ -203,7 +205,7 @@ def answers_of(run) -> dict[str, str]:
                  "patch_size", "num_channels")  # fmt: skip
         told = ", ".join(f"{name} {run.config[name]}" for name in names if name in run.config)
         answers["model"] = f"{' '.join(run.config.get('architectures') or [])}: {told}."
-        answers["ensemble"] = "None: one model."
+        answers["ensemble"] = "No ensemble: one model."
         answers["model_access"] = "config.json and weights of the model's folder."
     if subgroups:
         answers["robustness"] = answers["fairness"] = f"Metrics by {subgroups}: section Subgroups."
