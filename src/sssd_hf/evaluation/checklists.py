@@ -207,6 +207,8 @@ def answers_of(run) -> dict[str, str]:
         answers["model"] = f"{' '.join(run.config.get('architectures') or [])}: {told}."
         answers["ensemble"] = "No ensemble: one model."
         answers["model_access"] = "config.json and weights of the model's folder."
+    if run.model_dir and (run.model_dir / "ensemble.json").is_file():
+        answers["ensemble"] = "The mean of several models; ensemble.json of the model names them."
     if subgroups:
         answers["robustness"] = answers["fairness"] = f"Metrics by {subgroups}: section Subgroups."
         answers["clusters"] = f"Metrics by {subgroups}; which of them is a centre is not known."

@@ -18,6 +18,11 @@ from sssd_hf.evaluation.run_files import Run, read_run
 RANGES = {"mcc": (-1, 1), "cohen_kappa": (-1, 1), "log_loss": None}  # else 0..1
 LOWER_IS_BETTER = ("log_loss", "brier", "ece")
 MAX_OPTION_LENGTH = 200
+EXPLANATION_FACTS = {
+    "classifier_correlation": "rank correlation with maps of the classifier drawn anew",
+    "all_layers_correlation": "rank correlation with maps of all weights drawn anew",
+    "num_images": "images",
+}
 # of a training's all_results.json, and what they are called
 TRAINING_FACTS = {
     "num_train_images": "training images", "epoch": "epochs", "train_runtime": "time, seconds",
@@ -106,7 +111,7 @@ def render(run: Run) -> str:
         selective=selective_table(results),
         comparison=comparison_table(results),
         subgroups=subgroup_tables(results),
-        explanations=facts_table("Check of the explanations", run.explanations),
+        explanations=explanations_table(run.explanations),
         probes=probes_table(run.audit),
         audit_counts=audit_counts_table(run.audit),
         protocol=protocol_table(run),
@@ -390,6 +395,12 @@ def training_tables(run: Run) -> list[Table]:
         if recipe:
             tables.append(facts_table(f"{title}: options", recipe))
     return [table for table in tables if table]
+
+
+def explanations_table(check: dict | None) -> Table | None:
+    """What `explanations.randomisation_check` gives, or any plain dict."""
+    named = {EXPLANATION_FACTS.get(name, name): value for name, value in (check or {}).items()}
+    return facts_table("Check of the explanations", named)
 
 
 def facts_table(title: str, facts: dict | None) -> Table | None:
