@@ -19,7 +19,7 @@ from ..data.cache import Images
 from ..data.preparation import Preparation
 from ..modeling_sssd import SSSDForImageClassification
 from .batches import predict_probabilities
-from .common import read_statistics, versions, write_json
+from .common import check_checkpoint, read_statistics, versions, write_json
 from .data import preparation_of
 
 ENSEMBLE = "ensemble.json"
@@ -73,12 +73,7 @@ def load_classifier(name: str, revision: str = "main", device: str | None = None
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     folder = _ensemble_folder(name, revision)
     if folder is None:
-        if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
-            raise ValueError(
-                f"--model_name_or_path {name}: there is neither config.json nor {ENSEMBLE}; "
-                "expected the folder of a checkpoint (of a training that has ended), or that of an "
-                "ensemble that cross_validate.py has made."
-            )
+        check_checkpoint(name)
         members, calibration = [(name, revision)], None
     else:
         description = _read_description(folder)
@@ -93,7 +88,7 @@ def load_classifier(name: str, revision: str = "main", device: str | None = None
         statistics.append(read_statistics(place, config.num_channels, version))
         preparations.append(preparation_of(config, size))
     if folder is None:
-        calibration = getattr(models[0].config, "calibration", None)
+        calibration = models[0].config.calibration
     classifier = Classifier(models, statistics, preparations[0], calibration)
     if folder is not None:
         for (place, _), model, preparation in zip(members, models, preparations):

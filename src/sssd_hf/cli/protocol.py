@@ -3,7 +3,6 @@
 import hashlib
 import json
 import re
-import shlex
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from ..data.sources import column_texts
 from .arguments import CrossValidateArguments, DataArguments
 from .common import write_json
 from .data import load_data, split_data, stored_slice_axis
-from .parsing import as_dict, option_names, option_words, parse
+from .parsing import as_dict, command_line, option_names, option_words, parse
 
 STAGES = ("pretrain", "finetune", "evaluate")
 # set for each run, so that they can't be given for all
@@ -122,7 +121,7 @@ def read_options(description: str, argv: list[str]) -> Options:
                     f"--{name} is {here} for {stage} and {there} for the splits; give it on the "
                     "command line or in the recipe's section common."
                 )
-    return Options(data, protocol, words, parsed, shlex.join(["cross_validate.py", *argv]))
+    return Options(data, protocol, words, parsed, command_line("cross_validate", argv))
 
 
 def _concerns(recipe: list[str], script: str) -> bool:

@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ..data.splits import write_splits
 from ..evaluation.metrics import to_json
 from ..evaluation.protocols import (
     Draw,
     check_same_draws,
     compare_draws,
     compare_pooled,
-    ensemble_calibration,
     pool,
     pooled_results,
     size_ratio,
@@ -22,6 +22,7 @@ from ..evaluation.protocols import (
 from .classifiers import save_ensemble
 from .common import versions, write_json
 from .data import groups_of
+from .finetune import calibrate
 from .protocol import Options, Run
 from .protocol_words import in_words, print_results
 
@@ -45,6 +46,7 @@ def write_results(output: Path, runs: list[Run], dataset: Any, options: Options)
     results: dict[str, Any] = {
         "protocol": kind,
         "num_runs": len(runs),
+        "pretraining_saw_test_images": protocol.pretrain_on_all,
         "num_images_tested": int(table["file_name"].nunique()),
         "num_groups_tested": int(table["group"].nunique()) if "group" in table else None,
         "labels": names,
@@ -62,16 +64,36 @@ def write_results(output: Path, runs: list[Run], dataset: Any, options: Options)
         )
     results["in_words"] = in_words(results, runs, options)
     if kind == "cross-validation":
-        rule = getattr(options.parsed["finetune"][-1], "threshold_rule", "youden")
-        calibration = ensemble_calibration(pooled, None if rule == "none" else rule)
-        members = {run.name: output / run.name / "finetune" for run in runs}
-        save_ensemble(output / "ensemble", members, names, calibration)
-        results["ensemble"] = {"num_members": len(members), "calibration": calibration}
+        results["ensemble"] = write_ensemble(output, runs, pooled, names, dataset, options)
     results["command"] = options.command
     results["versions"] = versions()
     write_json(output / "all_results.json", to_json(results))
     print_results(results)
     print(f"written to {output}")
+
+
+def write_ensemble(
+    output: Path,
+    runs: list[Run],
+    pooled: list[Draw],
+    names: list[str],
+    dataset: Any,
+    options: Options,
+) -> dict[str, Any]:
+    """The models of all folds as one, calibrated on each image's mean probability by the models
+    that did not learn from it."""
+    mean = np.mean([draw.probabilities for draw in pooled], axis=0)
+    each = "the model" if len(pooled) == 1 else f"the mean of the {len(pooled)} models"
+    fitted_on = f"out-of-fold predictions of {len(mean)} images, by {each} of other folds"
+    rule = options.parsed["finetune"][-1].threshold_rule
+    calibration = calibrate(pooled[0].labels, mean, rule, fitted_on)
+    members = {run.name: output / run.name / "finetune" for run in runs}
+    folder = output / "ensemble"
+    save_ensemble(folder, members, names, calibration)
+    seen = sorted({row for run in runs for rows in run.splits.values() for row in rows})
+    how = {"cross_validation": options.protocol.cross_validation, "all": "seen by a member"}
+    write_splits(folder / "splits.json", dataset, {"train": seen}, how)  # evaluate.py warns of them
+    return {"num_members": len(members), "calibration": calibration}
 
 
 def kind_of(options: Options, runs: list[Run]) -> str:
@@ -81,7 +103,7 @@ def kind_of(options: Options, runs: list[Run]) -> str:
 
 
 def read_run(path: Path) -> pd.DataFrame:
-    """predictions.csv of an evaluation; names and labels are texts, "NA" is a name too."""
+    """predictions.csv of an evaluation, or out_of_fold.csv; a label "NA" is no gap."""
     texts = dict.fromkeys(("file_name", "label", "predicted", "group", "split"), str)
     return pd.read_csv(path, dtype=texts, keep_default_na=False)
 
@@ -132,7 +154,7 @@ def draws_of(table: pd.DataFrame, names: list[str]) -> list[Draw]:
                 num_train=int(first["num_train"]),
                 decided=(
                     part["predicted"].map(number).to_numpy(dtype=np.int64)
-                    if "predicted" in part
+                    if f"calibrated_{names[0]}" in part
                     else None
                 ),
             )

@@ -23,36 +23,33 @@ def print_results(results: dict[str, Any]) -> None:
 def as_table(results: dict[str, Any]) -> str:
     """The main metrics: pooled, over splits, compared."""
     pooled, comparison = results["pooled"], results["comparison"]
+    one = results["protocol"] == "one split"
     titles = ["", *(["pooled", "95 % interval"] if pooled else [])]
-    titles += ["mean of splits", "std", "min", "max", "95 % interval"]
-    lines = [titles]
+    titles += ["least of seeds", "greatest"] if one else []
+    titles += [] if one else ["mean of splits", "std", "min", "max", "95 % interval"]
+    lines, compared = [titles], []
     for name in SHOWN:
         line = [name]
         if pooled:
             line += [f"{pooled['metrics'][name]:.3f}", interval(*pooled["intervals"][name])]
         over = results["over_splits"][name]
-        line += [f"{over[part]:.3f}" for part in ("mean", "std", "min", "max")]
-        lines.append([*line, interval(over["low"], over["high"])])
+        if one:
+            values = [each["metrics"][name] for each in pooled["each"]]
+            line += [f"{min(values):.3f}", f"{max(values):.3f}"]
+        else:
+            line += [f"{over[part]:.3f}" for part in ("mean", "std", "min", "max")]
+            line.append(interval(over["low"], over["high"]))
+        lines.append(line)
     if comparison:
-        lines += [[], [f"minus {comparison['with']}", "difference", "95 % interval", "p", "by"]]
+        compared = [[f"minus {comparison['with']}", "difference", "95 % interval", "p", "by"]]
         for name in SHOWN:
             for by, title in (("pooled", "pooled images"), ("over_splits", "splits")):
                 row = (comparison[by] or {}).get(name)
                 if row:
                     difference = row.get("difference", row.get("mean"))
                     line = [name, f"{difference:+.3f}", interval(row["low"], row["high"])]
-                    lines.append([*line, f"{row['p']:.3f}", title])
-    return "\n".join(align(block) for block in blocks_of(lines))
-
-
-def blocks_of(lines: list[list[str]]) -> list[list[list[str]]]:
-    blocks: list[list[list[str]]] = [[]]
-    for line in lines:
-        if line:
-            blocks[-1].append(line)
-        else:
-            blocks.append([])
-    return blocks
+                    compared.append([*line, f"{row['p']:.3f}", title])
+    return "\n".join(align(block) for block in (lines, compared) if block)
 
 
 def align(lines: list[list[str]]) -> str:
@@ -65,9 +62,9 @@ def in_words(results: dict[str, Any], runs: list[Run], options: Options) -> list
     """What the figures mean and what they leave out, in sentences."""
     protocol, data = options.protocol, options.data
     images, groups = results["num_images_tested"], results["num_groups_tested"]
-    whose = f"{images} images" + (
-        f" of {groups} groups ({data.group_column_name})" if groups else ""
-    )
+    whose = f"{images} images"
+    if groups:
+        whose += f" of {groups} groups ({data.group_column_name})"
     kind, several = results["protocol"], len(protocol.list_of_seeds()) > 1
     texts = []
     if kind == "cross-validation":
@@ -83,7 +80,7 @@ def in_words(results: dict[str, Any], runs: list[Run], options: Options) -> list
         texts.append(f"Pooled: the {whose} of one test split, the mean over seeds.")
     else:
         texts.append(
-            f"{len({run.split for run in runs})} splits share test images ({whose} in all): their "
+            f"{len({run.split for run in runs})} splits may share test images ({whose} in all): "
             "predictions are not pooled, since an image in several splits is still one image."
         )
     if results["pooled"]:
@@ -120,9 +117,10 @@ def pretraining_words(options: Options, several_seeds: bool) -> str:
             "figures hold for images that are at hand when the model is made, and may be too good "
             "for new ones."
         )
+    start = options.parsed[options.stages()[0]][1].model_name_or_path
     if not protocol.skip_pretraining:
-        return "Pretraining saw the training images of its run alone."
-    start = options.parsed["finetune"][1].model_name_or_path
+        before = f", starting from {start}" if start else ""
+        return f"Pretraining saw the training images of its run alone{before}."
     return f"Fine-tuning began from {start}." if start else "There was no pretraining."
 
 

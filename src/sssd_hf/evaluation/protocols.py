@@ -265,14 +265,3 @@ def compare_pooled(
             "p": bootstrap_p_value(drawn[0] - drawn[1]),
         }  # fmt: skip
     return result
-
-
-def ensemble_calibration(pooled: list[Draw], rule: str | None) -> dict:
-    """`fit_calibration` on each image's mean probability over the repeats and seeds: models that
-    did not learn from it."""
-    from sssd_hf.evaluation.calibration import SMALLEST, fit_calibration
-
-    mean = np.mean([draw.probabilities for draw in pooled], axis=0)
-    each = "the model that" if len(pooled) == 1 else f"the mean of the {len(pooled)} models that"
-    fitted_on = f"out-of-fold predictions of {len(mean)} images, each by {each} did not see it"
-    return fit_calibration(pooled[0].labels, np.log(mean.clip(SMALLEST)), rule, fitted_on)
