@@ -13,7 +13,9 @@ from sklearn.metrics import accuracy_score, brier_score_loss, roc_auc_score
 from tiny_runs import MODEL, digest, read
 from transformers import pipeline
 
-from sssd_hf.cli import audit, cross_validate, evaluate, finetune, predict, pretrain, runs
+from sssd_hf.cli import cross_validate, evaluate, finetune, predict, pretrain, runs
+from sssd_hf.cli.arguments import DataArguments
+from sssd_hf.cli.data import load_data, split_data
 from sssd_hf.evaluation.calibration import apply_calibration
 from sssd_hf.evaluation.intervals import bootstrap_intervals
 from sssd_hf.training.signals import Interrupted
@@ -227,7 +229,7 @@ def test_a_signal_between_trainings_ends_it_alike(images, tmp_path, monkeypatch)
     def signalled(argv):
         os.kill(os.getpid(), signal.SIGUSR1)
 
-    monkeypatch.setattr(evaluate, "main", signalled)
+    monkeypatch.setattr(finetune, "main", signalled)
     with pytest.raises(Interrupted, match="stopped by SIGUSR1; the same command goes on"):
         start(images, tmp_path / "out", *FOLDS, *FAST)
 
@@ -304,12 +306,37 @@ def test_pretraining_on_all_images_is_said(images, folds, tmp_path, capsys):
     assert found["difference"] == pytest.approx(own - other)
 
 
-def test_folds_of_the_training_images_leave_the_test_images(images, tmp_path):
-    options = [*FAST, "--split_column", "first", "--cross_validation_on", "training"]
-    assert start(images, tmp_path / "out", *FOLDS, *options) == 0
+def plan(images, *options):
+    options = cross_validate.read_options("", ["--data_dir", str(images), *COMMON, *options])
+    dataset = cross_validate.load_dataset(options)
+    names = dataset["file_name"][:]
+    return names, cross_validate.plan_runs(dataset, options)
+
+
+def test_folds_of_the_training_images_leave_the_test_images(images):
+    options = ["--split_column", "first", "--cross_validation_on", "training"]
+    names, planned = plan(images, *FOLDS, *options)
     table = pd.read_csv(images / "metadata.csv")
-    expected = table[table["first"] == "train"]["file_name"]
-    assert sorted(table_of(tmp_path / "out")["file_name"]) == sorted(expected)
+    expected = table[table["first"] == "train"]["file_name"].tolist()
+    assert [run.name for run in planned] == ["fold_0", "fold_1"]
+    assert sorted(names[row] for run in planned for row in run.splits["test"]) == expected
+    for run in planned:
+        assert sorted(names[row] for rows in run.splits.values() for row in rows) == expected
+
+
+def test_repeats_have_other_folds_and_seeds_the_same(images):
+    _, planned = plan(images, *FOLDS, "--cross_validation_repeats", "2", "--seeds", "4,5")
+    assert [run.name for run in planned][:3] == [
+        "repeat_0_fold_0_seed_4",
+        "repeat_0_fold_0_seed_5",
+        "repeat_0_fold_1_seed_4",
+    ]
+    for repeat in range(2):
+        for seed in (4, 5):
+            part = [run for run in planned if (run.repeat, run.seed) == (repeat, seed)]
+            assert sorted(row for run in part for row in run.splits["test"]) == list(range(24))
+    assert planned[0].splits == planned[1].splits != planned[4].splits
+    assert planned[-1].title == "repeat 2 of 2, fold 2 of 2, seed 5"
 
 
 def test_a_recipe_gives_each_stage_its_own(images, tmp_path):
@@ -373,10 +400,13 @@ def test_impossible_values_are_refused_as_in_the_other_scripts(images, tmp_path,
     assert options[0] in capsys.readouterr().err
 
 
-def test_a_file_of_splits_is_taken_by_the_other_scripts(images, folds, tmp_path):
+@pytest.mark.parametrize("check", [True, False])  # audit.py takes splits as they are
+def test_a_file_of_splits_goes_before_a_column(images, folds, check):
     file = folds / "fold_1" / "splits.json"
-    argv = ["--data_dir", images, "--splits_file", file, "--output_dir", tmp_path / "audit"]
-    assert audit.main([*map(str, argv), "--split_column", "first"]) == 0
-    counts = read(tmp_path / "audit" / "audit.json")["images"]
-    expected = {part: len(read(file)[part]) for part in ("train", "validation", "test")}
-    assert {part: sum(here.values()) for part, here in counts.items()} == expected
+    options = DataArguments(
+        data_dir=str(images), splits_file=str(file), split_column="first", train_val_split=0.0
+    )
+    dataset = load_data(options)
+    found = split_data(dataset, options, 0, None, check=check)
+    for part, rows in found.items():
+        assert dataset.select(rows)["file_name"][:] == read(file)[part]
