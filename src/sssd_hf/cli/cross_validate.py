@@ -41,7 +41,7 @@ from .protocol import (
     read_options,
     write_description,
 )
-from .protocol_results import write_results
+from .protocol_results import check_comparable, write_results
 
 logger = logging.getLogger("sssd_hf")
 MAINS = {"pretrain": pretrain, "finetune": finetune, "evaluate": evaluate}
@@ -220,10 +220,12 @@ def main(argv: list[str] | None = None) -> int:
         runs = plan_runs(dataset, options)
         description = describe(options, dataset, state.num_processes)
         begun = check_description(output / DESCRIPTION, description)
+        if options.protocol.compare_with:
+            check_comparable(Path(options.protocol.compare_with), runs, dataset)
         state.wait_for_everyone()
         if state.is_main_process:
-            write_all_splits(output, dataset, runs, options)
             write_description(output / DESCRIPTION, description)
+            write_all_splits(output, dataset, runs, options)
         steps = list_steps(output, runs, options)
         done = sum(step.finished() for step in steps) if begun else 0
         if state.is_main_process:

@@ -162,24 +162,42 @@ def draws_of(table: pd.DataFrame, names: list[str]) -> list[Draw]:
     return draws
 
 
+def check_comparable(folder: Path, runs: list[Run], dataset: Any) -> None:
+    """Raises ValueError unless `folder` holds a finished protocol with the splits of `runs`; said
+    before anything is trained."""
+    path = folder / TABLE
+    if not path.is_file() or not (folder / "all_results.json").is_file():
+        raise ValueError(f"--compare_with {folder}: holds no finished cross_validate.py.")
+    names = dataset["file_name"][:]
+    there = read_run(path).groupby("split", sort=False)["file_name"].agg(set).to_dict()
+    here = {run.split: {names[row] for row in run.splits["test"]} for run in runs}
+    # a file that could not be read is in the splits, and in no prediction
+    if set(there) != set(here) or any(not there[split] <= here[split] for split in here):
+        counts = (
+            ", ".join(f"{split} ({len(names)} images tested)" for split, names in part.items())
+            for part in (there, here)
+        )
+        raise ValueError(
+            f"--compare_with {folder}: its splits are {next(counts)}, here they are "
+            f"{next(counts)}; expected the same, with the same test images."
+        )
+
+
 def compare(
     folder: Path, draws: list[Draw], pooled: list[Draw] | None, names: list[str], resampling: dict
 ) -> dict[str, Any]:
     """This protocol minus the one in `folder`.
 
     Raises:
-        ValueError: the folder holds no finished protocol, or one of other splits or labels.
+        ValueError: its labels or images are other ones.
     """
-    path = folder / TABLE
-    if not path.is_file() or not (folder / "all_results.json").is_file():
-        raise ValueError(f"--compare_with {folder}: holds no finished cross_validate.py.")
     there = json.loads((folder / "all_results.json").read_text(encoding="utf-8"))["labels"]
     if there != names:
         raise ValueError(
             f"--compare_with {folder}: its labels are {', '.join(there)}, here they are "
             f"{', '.join(names)}; expected the same in the same order."
         )
-    others = draws_of(read_run(path), names)
+    others = draws_of(read_run(folder / TABLE), names)
     try:
         check_same_draws(draws, others)
     except ValueError as error:
