@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import deepcopy
+from itertools import product
 
 import numpy as np
 import torch
@@ -72,15 +73,17 @@ def gradient_attention(
 
 
 def grad_cam(model: SSSDForImageClassification, pixel_values: Tensor, target: Tensor) -> Tensor:
-    """Grad-CAM (Selvaraju et al. 2017) at the patch tokens that enter the last layer: the features
-    weighted by the mean over the patches of the score's gradient, summed, the positive part.
-
-    The layer's output would not do: with CLS pooling no patch of it reaches the classifier."""
+    """Grad-CAM (Selvaraju et al. 2017): the features of the patches weighted by the mean over the
+    patches of the score's gradient, summed, the positive part. Taken at the last tokens through
+    which patches reach the classifier: with mean pooling those that leave the last layer, with CLS
+    pooling those that enter it."""
+    last = -2 if model.config.pooling == "cls" else -1
     with torch.enable_grad():
         inputs = pixel_values.detach().requires_grad_()
         output = model(inputs, output_hidden_states=True, return_dict=True)
-        tokens = output.hidden_states[-2]  # (batch, 1 + patches, width)
-        (gradient,) = torch.autograd.grad(class_score(model, output.logits, target).sum(), tokens)
+        tokens = output.hidden_states[last]  # (batch, 1 + patches, width), before the final norm
+        score = class_score(model, output.logits, target).sum()
+        (gradient,) = torch.autograd.grad(score, tokens)
     weights = gradient[:, 1:].float().mean(1, keepdim=True)
     maps = (weights * tokens[:, 1:].detach().float()).sum(-1).relu()
     return maps.unflatten(1, _grid(model, pixel_values))
@@ -97,29 +100,31 @@ def occlusion(
     replaced by the image's mean; a patch gets the mean over the blocks that cover it, if positive.
 
     Args:
-        block: side of the block in patches (or the grid's side where that is less); it moves patch
-            by patch. One forward pass a place: (grid_h - block + 1) (grid_w - block + 1) an image.
-        batch_size: images of a forward pass, at most (and at least those given).
+        block: side of the block in patches. It moves patch by patch, from where it covers the first
+            patch alone to where it covers the last alone: else a corner, covered by a single block,
+            would outdo the patch beside it that made that block count.
+        batch_size: images of a forward pass, at most (and at least those given). An image takes
+            (grid_h + block - 1) (grid_w + block - 1) of them.
     """
-    from captum.attr import Occlusion
-
-    height, width = model.encoder.embeddings.patch
-    rows, columns = (min(block, side) for side in _grid(model, pixel_values))
-    channels = pixel_values.shape[1]
-
-    def score(images: Tensor, targets: Tensor) -> Tensor:
-        return class_score(model, model(images, return_dict=True).logits, targets)
-
+    grid, patch = _grid(model, pixel_values), model.encoder.embeddings.patch
+    places = list(product(*(range(1 - block, side) for side in grid)))
+    covered = torch.zeros(len(places), *grid, dtype=torch.bool, device=pixel_values.device)
+    for cells, (top, left) in zip(covered, places):
+        cells[max(top, 0) : top + block, max(left, 0) : left + block] = True
+    pixels = covered.repeat_interleave(patch[0], 1).repeat_interleave(patch[1], 2)
+    mean = pixel_values.mean((2, 3), keepdim=True)
+    falls = []
     with torch.no_grad():
-        falls = Occlusion(score).attribute(
-            pixel_values,
-            sliding_window_shapes=(channels, rows * height, columns * width),
-            strides=(channels, height, width),
-            baselines=pixel_values.mean((2, 3), keepdim=True).expand_as(pixel_values),
-            additional_forward_args=(target,),
-            perturbations_per_eval=max(1, batch_size // len(pixel_values)),
-        )
-    return falls[:, 0, ::height, ::width].float().relu()  # the same at all pixels of a patch
+        whole = class_score(model, model(pixel_values, return_dict=True).logits, target)
+        for some in pixels.split(max(1, batch_size // max(1, len(pixel_values)))):
+            hidden = torch.where(
+                some[:, None, None], mean, pixel_values
+            )  # (places, batch, c, h, w)
+            logits = model(hidden.flatten(0, 1), return_dict=True).logits
+            scores = class_score(model, logits, target.repeat(len(some)))
+            falls.append(whole - scores.unflatten(0, (len(some), -1)))
+    total = torch.einsum("pb,phw->bhw", torch.cat(falls), covered.float())
+    return total.relu() / block**2
 
 
 METHODS: dict[str, Callable[..., Tensor]] = {
