@@ -29,12 +29,17 @@ def tiny_classifier(**fields):
     return randomize(SSSDForImageClassification(tiny_config(**fields))).eval()
 
 
-def stock_tokens_and_attentions(model, pixel_values):
-    """By stock ViT with the same weights: what the head sees, and what each layer attends to."""
+def stock_twin(model):
+    """A stock ViT with the same weights (and CLS pooling, the only one it has)."""
     config = SSSDConfig.from_dict({**model.config.to_dict(), "pooling": "cls"})
     twin = SSSDForImageClassification(config)
     twin.load_state_dict(model.state_dict())
-    vit = twin.to_vit().eval()
+    return twin.to_vit().eval()
+
+
+def stock_logits_and_attentions(model, pixel_values):
+    """By stock ViT: logits, and what each layer attends to, in one graph."""
+    vit = stock_twin(model)
     vit.set_attn_implementation("eager")
     output = vit.vit(pixel_values, output_attentions=True)
     pooled = output.last_hidden_state
@@ -53,7 +58,7 @@ def test_rollout_is_the_product_written_out(pooling):
     model, pixel_values = tiny_classifier(pooling=pooling), images(2, 3, *SHAPE)
     found = explain(model, pixel_values, "attention_rollout")
     with torch.no_grad():
-        _, attentions = stock_tokens_and_attentions(model, pixel_values)
+        _, attentions = stock_logits_and_attentions(model, pixel_values)
     for i in range(2):
         flow = np.eye(13)
         for attention in attentions:
@@ -69,7 +74,7 @@ def test_gradient_attention_is_its_rule_written_out(pooling):
     model, pixel_values = tiny_classifier(pooling=pooling), images(2, 3, *SHAPE)
     found = explain(model, pixel_values, "gradient_attention", torch.tensor([2, 0]))
     for i, target in enumerate((2, 0)):
-        logits, attentions = stock_tokens_and_attentions(model, pixel_values[i : i + 1])
+        logits, attentions = stock_logits_and_attentions(model, pixel_values[i : i + 1])
         probability = logits.double().softmax(-1)[0, target]
         (probability / (1 - probability)).log().backward(
             inputs=[attention.retain_grad() or attention for attention in attentions]
@@ -147,6 +152,30 @@ def test_occlusion_is_a_loop_over_places(block, channels):
         assert (covered == block**2).all()
         expected = np.maximum(falls / covered, 0)
         assert found[i].numpy() == pytest.approx(expected, rel=1e-3, abs=1e-4)
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_leaving_out_is_to_drop_a_token_of_a_stock_model(pooling):
+    model, pixel_values = tiny_classifier(pooling=pooling), images(2, 3, *SHAPE)
+    found = explain(model, pixel_values, "leave_out", torch.tensor([2, 1]))
+    vit = stock_twin(model)
+
+    def log_odds(tokens, target):
+        for layer in vit.vit.layers:
+            tokens = layer(tokens)
+        tokens = vit.vit.layernorm(tokens)
+        pooled = tokens[:, 0] if pooling == "cls" else tokens[:, 1:].mean(1)
+        p = vit.classifier(pooled).double().softmax(-1)[0, target]
+        return (p / (1 - p)).log().item()
+
+    with torch.no_grad():
+        for i, target in enumerate((2, 1)):
+            tokens = vit.vit.embeddings(pixel_values[i : i + 1])
+            whole = log_odds(tokens, target)
+            for patch, (row, column) in enumerate(itertools.product(range(3), range(4))):
+                kept = [token for token in range(13) if token != patch + 1]
+                expected = max(0.0, whole - log_odds(tokens[:, kept], target))
+                assert found[i, row, column].item() == pytest.approx(expected, rel=1e-3, abs=1e-4)
 
 
 def test_a_score_is_the_log_odds_and_does_not_saturate():

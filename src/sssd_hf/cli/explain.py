@@ -77,7 +77,8 @@ def write_explanations(
             facts["figures"].append(path.name)
     shown = torch.as_tensor(np.concatenate(list(chosen.values())))
     facts["randomisation"] = (
-        randomisation_check(model, model_inputs(model, images, shown, statistics), method)
+        # one draw: a report needs no third digit
+        randomisation_check(model, model_inputs(model, images, shown, statistics), method, 1)
         if len(shown)
         else None
     )
