@@ -92,7 +92,7 @@ def plot_explanations(
     if not (maps >= 0).all():
         raise ValueError(f"maps go down to {maps.min()}; expected values of 0 or more")
     rows = -(-len(images) // ITEMS_ACROSS)
-    gap, title_height, bar_height = 0.06, 0.40, 0.55  # inches
+    gap, title_height, bar_height = 0.06, 0.40, 0.62  # inches
     item = (WIDTH_INCHES - (ITEMS_ACROSS + 1) * 2 * gap) / ITEMS_ACROSS
     cell = (item - gap) / 2
     cell_height = cell * images.shape[1] / images.shape[2]
