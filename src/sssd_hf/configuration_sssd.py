@@ -85,6 +85,11 @@ _RANGES = {
 }
 
 
+def _is_real(value: Any) -> bool:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and math.isfinite(value)
+
+
 def as_pair(value: int | list[int] | tuple[int, int]) -> tuple[int, int]:
     """`value` as (height, width); one integer stands for both."""
     return (value, value) if isinstance(value, int) else (value[0], value[1])
@@ -105,6 +110,10 @@ class SSSDConfig(ViTMAEConfig):
         preparation: how images become arrays where `ViTImageProcessor` cannot say it (letterbox,
             DICOM windows, slices of volumes): fields of `data.preparation.Preparation`; None: as
             the processor does it.
+        calibration: what turns a classifier's probabilities into decisions, fitted on validation
+            images: `temperature` (of softmax(logits / temperature)), `threshold` (on the calibrated
+            probability of class 1, None: the most probable class), and how it was made, `rule` and
+            `fitted_on`; None: not calibrated. `forward` does not use it.
         distillation_weight: lambda (additive) or p (convex) of the loss; 0 is plain MAE.
         distillation_weighting: `"additive"` L_rec + w L_sd, or `"convex"` (1 - w) L_rec + w L_sd.
         distillation_schedule: of the weight: `"linear_warmup"` over the first
@@ -147,6 +156,7 @@ class SSSDConfig(ViTMAEConfig):
     label_smoothing: float | int = 0.0
     class_weights: list[float | int] | None = None
     preparation: dict[str, Any] | None = None
+    calibration: dict[str, Any] | None = None
     distillation_weight: float | int = 0.2
     distillation_weighting: str = "additive"
     distillation_schedule: str = "linear_warmup"
@@ -231,9 +241,9 @@ class SSSDConfig(ViTMAEConfig):
     def validate_ranges(self) -> None:
         """Raise ValueError for values with which no model can be built."""
         for field, (lowest, highest, allowed) in _RANGES.items():
-            value, types = getattr(self, field), int if "integer" in allowed else (int, float)
-            number = isinstance(value, types) and not isinstance(value, bool)
-            if not (number and math.isfinite(value) and lowest <= value <= (highest or math.inf)):
+            value = getattr(self, field)
+            number = _is_real(value) and (isinstance(value, int) or "integer" not in allowed)
+            if not (number and lowest <= value <= (highest or math.inf)):
                 self._fail(field, allowed)
         for field, choices in _CHOICES.items():
             if getattr(self, field) not in choices:
@@ -247,6 +257,8 @@ class SSSDConfig(ViTMAEConfig):
             isinstance(self.preparation, dict) and set(self.preparation) <= fields
         ):
             self._fail("preparation", f"None, or a dict of {', '.join(sorted(fields))}")
+        if self.calibration is not None:
+            self._validate_calibration()
         if self.num_labels < 1:
             self._fail("num_labels", "an integer >= 1")
         self._validate_shapes()
@@ -266,6 +278,22 @@ class SSSDConfig(ViTMAEConfig):
                 "mask_ratio",
                 f"what leaves a visible and a masked patch; it leaves {visible} of "
                 f"{self.num_patches} patches visible",
+            )
+
+    def _validate_calibration(self) -> None:
+        fields = {"temperature", "threshold", "rule", "fitted_on"}
+        values = self.calibration if isinstance(self.calibration, dict) else {}
+        temperature, threshold = values.get("temperature"), values.get("threshold")
+        if not (
+            set(values) == fields
+            and _is_real(temperature)
+            and temperature > 0
+            and (threshold is None or (_is_real(threshold) and threshold >= 0))
+        ):
+            self._fail(
+                "calibration",
+                f"None, or a dict of {', '.join(sorted(fields))} with a temperature above 0 and a "
+                "threshold that is None or at least 0",
             )
 
     def _validate_shapes(self) -> None:

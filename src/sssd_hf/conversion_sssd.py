@@ -486,6 +486,11 @@ def load_foreign(
         return ForeignCheckpoint(name, config_class(**fields), weights, *_IMAGENET)
     hub = {key: kwargs[key] for key in _HUB_OPTIONS if key in kwargs}
     fields, _ = PretrainedConfig.get_config_dict(name, **hub)
+    if not fields:
+        raise ValueError(
+            f"{name} has no config.json; expected a checkpoint of SSSD, ViTMAE or ViT. A PEFT "
+            "adapter is loaded by AutoModelForImageClassification, or by PeftModel on its base."
+        )
     if fields.get("model_type") != "sssd":
         config = config_class(**config_from_stock(fields))
         weights, (mean, std) = read_checkpoint(name, **hub)

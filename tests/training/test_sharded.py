@@ -25,7 +25,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
-from sssd_hf.cli.batches import patch_features, predict_probabilities
+from sssd_hf.cli.batches import image_features, predict_probabilities
 from sssd_hf.cli.pretrain import held_out_losses
 from sssd_hf.cli.runs import whole_model
 from sssd_hf.data.cache import Images
@@ -66,7 +66,7 @@ def evaluate(step):
         values = predict_probabilities(model, *common, accelerator)
         return {"eval_probability": values[:, 0].mean()}
     # the encoder alone first: its weights must be gathered without the whole model's being called
-    features = patch_features(model, *common, accelerator)
+    features = image_features(model, *common, accelerator)
     losses = held_out_losses(model, *common, accelerator)
     return {"eval_feature": abs(features).mean(), **losses}
 

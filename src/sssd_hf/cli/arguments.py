@@ -7,6 +7,8 @@ from typing import Any
 from ..data.duplicates import MAX_DISTANCE, MIN_CORRELATION
 from ..data.findings import KINDS
 from ..data.windows import parse_windows
+from ..evaluation.aggregation import METHODS as AGGREGATIONS
+from ..evaluation.calibration import parse_rule
 
 
 def option(default: Any = None, help: str = "", **kwargs: Any) -> Any:
@@ -45,6 +47,11 @@ class DataArguments:
     )
     label_column_name: str = option(
         "label", "Column of the labels; '' takes none (pretraining on folders that are no classes)."
+    )
+    positive_label: str | None = option(
+        None,
+        "Which of two classes is the positive one, whose sensitivity is reported (default: the "
+        "last in the order of names).",
     )
     group_column_name: str | None = option(
         None, "Column of what must stay together in a split and in intervals, such as the patient."
@@ -387,9 +394,21 @@ class FinetuneTraining(TrainingArguments):
         choices=["roc_auc", "accuracy", "balanced_accuracy", "f1", "log_loss", "last"],
     )
 
+    threshold_rule: str = option(
+        "youden",
+        "How the threshold of the positive class is chosen on validation: youden (sensitivity + "
+        "specificity), sensitivity>=0.95 (the greatest specificity with at least that), cost=5 (a "
+        "missed positive costs as much as 5 false alarms), or none (the most probable class).",
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
         check_ranges(self, layer_decay=(0, 1))
+        if self.threshold_rule != "none":
+            try:
+                parse_rule(self.threshold_rule)
+            except ValueError as error:
+                raise ValueError(f"--threshold_rule: {error}, or none.") from None
 
 
 @dataclass
@@ -400,6 +419,18 @@ class EvaluateArguments:
     output_dir: str = option("runs/evaluation", "Where all_results.json and predictions.csv go.")
     per_device_eval_batch_size: int = option(128, "Images in one pass.")
     num_resamples: int = option(2000, "Bootstrap resamples of the intervals.")
+    aggregation: str = option(
+        "mean",
+        "How the images of a group become one answer, for figures of patients beside those of "
+        "images: mean, max or noisy_or of their probabilities, or none.",
+        choices=[*AGGREGATIONS, "none"],
+    )
+    subgroup_columns: str = option(
+        "", "Columns of the metadata, by comma, for each of whose values metrics are reported."
+    )
+    compare_with: str | None = option(
+        None, "The --output_dir of another model's evaluation on the same images, to compare with."
+    )
     seed: int = option(0, "Of the bootstrap.")
 
     def __post_init__(self) -> None:
@@ -463,6 +494,79 @@ class AuditArguments:
         return list(KINDS) if "any" in kinds else kinds
 
 
+@dataclass
+class EmbedArguments:
+    _argument_group_name = "embeddings"
+
+    model_name_or_path: str = option(
+        "runs/pretrained",
+        "The checkpoint whose encoder is used, a folder or a name on the Hub: SSSD of either "
+        "training, ViTMAE, ViT, or the original MAE's .pth.",
+    )
+    model_revision: str = option("main", "Branch, tag or commit of the checkpoint.")
+    random_weights: bool = option(
+        False,
+        "Take the checkpoint's architecture with random weights, to compare its features with.",
+    )
+    output_dir: str = option("runs/embeddings", "Where embeddings.parquet and all results go.")
+    pooling: str = option(
+        "mean_patches",
+        "An image's features from the encoder's tokens: cls (the CLS token), mean_patches (the "
+        "mean of the patches, what --pooling mean of fine-tuning reads), or mean (of all tokens).",
+        choices=["cls", "mean", "mean_patches"],
+    )
+    embed_splits: str | None = option(
+        None, "train, validation or test, several by comma (default: all images)."
+    )
+    per_device_eval_batch_size: int = option(128, "Images in one pass.")
+    evaluate: bool = option(
+        False,
+        "Also measure how well the frozen features tell the labels apart: k-NN, linear probe and "
+        "few-shot curves, with figures.",
+    )
+    num_neighbors: int = option(20, "Neighbours that vote in the k-NN.")
+    few_shot_percents: list[float] = option(
+        [1.0, 2.0, 5.0, 10.0, 25.0, 100.0], "Shares of the training labels, in percent."
+    )
+    few_shot_repeats: int = option(10, "Random subsets of each share.")
+    projection: str = option(
+        "pca",
+        "The map of the features in embedding.png: pca, or umap (pip install umap-learn).",
+        choices=["pca", "umap"],
+    )
+    num_resamples: int = option(2000, "Bootstrap resamples of the intervals.")
+    seed: int = option(0, "Of splits the script makes, few-shot subsets, bootstrap and UMAP.")
+
+    def __post_init__(self) -> None:
+        check_ranges(
+            self,
+            per_device_eval_batch_size=(1, None),
+            num_neighbors=(1, None),
+            few_shot_repeats=(1, None),
+            num_resamples=(1, None),
+            seed=(0, None),
+        )
+        if not all(0 < percent <= 100 for percent in self.few_shot_percents):
+            raise ValueError(
+                f"--few_shot_percents is {self.few_shot_percents}; expected numbers above 0, at "
+                "most 100."
+            )
+        unknown = set(self.parts_to_embed() or ()) - {"train", "validation", "test"}
+        if unknown:
+            raise ValueError(
+                f"--embed_splits {self.embed_splits}: expected train, validation or test, several "
+                "by comma."
+            )
+        if self.evaluate and self.embed_splits is not None:
+            raise ValueError("--evaluate needs all splits: leave out --embed_splits.")
+
+    def parts_to_embed(self) -> list[str] | None:
+        """The splits asked for; None: all images, also those of no split."""
+        if self.embed_splits is None:
+            return None
+        return [part.strip() for part in self.embed_splits.split(",")]
+
+
 SCRIPTS: dict[str, tuple[type, ...]] = {
     "pretrain": (
         DataArguments,
@@ -475,4 +579,5 @@ SCRIPTS: dict[str, tuple[type, ...]] = {
     "evaluate": (DataArguments, EvaluateArguments),
     "predict": (PredictArguments,),
     "audit": (DataArguments, AuditArguments),
+    "embed": (DataArguments, EmbedArguments),
 }

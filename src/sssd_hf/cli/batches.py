@@ -64,7 +64,7 @@ def model_inputs(
     """(batch, channels, height, width) fp32: the images `index` (batch,) with the evaluation
     transform, on the model's device, resized to the model's size where theirs is another."""
     device, grid = next(model.parameters()).device, model.config.grid_size
-    size = tuple(n * p for n, p in zip(grid, model.encoder.embeddings.patch))
+    size = tuple(n * p for n, p in zip(grid, model.base_model.embeddings.patch))
     pixels = images.batch(index, device)
     if pixels.shape[2:] != size:
         pixels = F.interpolate(pixels.float(), size, mode="bilinear", antialias=True)
@@ -110,17 +110,27 @@ def predict_probabilities(
     return map_images(model, probabilities, width, images, statistics, batch_size, accelerator)
 
 
-def patch_features(
+# (batch, 1 + patches, width), CLS first, -> (batch, width)
+POOLINGS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "cls": lambda tokens: tokens[:, 0],
+    "mean": lambda tokens: tokens.mean(1),
+    "mean_patches": lambda tokens: tokens[:, 1:].mean(1),
+}
+
+
+def image_features(
     model: torch.nn.Module,
     images: Images,
     statistics: tuple[list[float], list[float]],
     batch_size: int,
     accelerator: Accelerator | None = None,
+    pooling: str = "mean_patches",
 ) -> np.ndarray:
-    """(images, hidden_size) fp64: the mean of the encoder's patch tokens, all patches seen."""
+    """(images, hidden_size) fp64: the encoder's last hidden state, all patches seen, pooled as
+    `POOLINGS` says; `model` is an encoder or has one."""
 
     def features(pixel_values: torch.Tensor) -> torch.Tensor:
-        return model.encoder(pixel_values).last_hidden_state[:, 1:].mean(1)
+        return POOLINGS[pooling](model.base_model(pixel_values).last_hidden_state)
 
     width = model.config.hidden_size
     return map_images(model, features, width, images, statistics, batch_size, accelerator)

@@ -13,7 +13,7 @@ from transformers import PretrainedConfig
 
 from ..data.cache import Images, decode_once
 from ..data.preparation import Preparation
-from ..data.sources import column_texts, image_sources, load_images
+from ..data.sources import column_texts, image_sources, load_images, order_labels
 from ..data.splits import check_splits, make_splits, read_splits
 from ..data.streams import ImageStream, open_stream
 from ..data.windows import parse_windows
@@ -66,7 +66,7 @@ def load_data(data: DataArguments, slice_axis: str | None = None) -> Any:
     """The `datasets.Dataset` that the data options name; `slice_axis` is the checkpoint's."""
     if data.streaming:
         raise ValueError("--streaming: this script needs all images at hand; leave it out.")
-    return load_images(
+    dataset = load_images(
         data.data_dir,
         data.dataset_name,
         dataset_config_name=data.dataset_config_name,
@@ -77,6 +77,9 @@ def load_data(data: DataArguments, slice_axis: str | None = None) -> Any:
         cache_dir=data.cache_dir,
         slice_axis=data.slice_axis or slice_axis or "axial",
     )
+    if data.positive_label is not None and "label" in dataset.column_names:
+        return order_labels(dataset, data.positive_label)
+    return dataset
 
 
 def _open(data: DataArguments) -> Any:
@@ -100,6 +103,11 @@ def stream_label_names(data: DataArguments) -> list[str]:
     """
     import datasets
 
+    if data.positive_label is not None:
+        raise ValueError(
+            "--positive_label: the classes of a stream are numbered in its files, and class 1 is "
+            "the positive one; leave the option out"
+        )
     dataset = _open(data)
     label = (dataset.features or dataset._resolve_features().features).get("label")
     given = data.label_names and [name.strip() for name in data.label_names.split(",")]
@@ -293,6 +301,20 @@ def decode_split(
                 "remove the files named in bad_files.csv"
             )
     return images
+
+
+def column_of(dataset: Any, rows: list[int], column: str, option: str) -> list[Any]:
+    """Values of a column of the metadata, as they are.
+
+    Raises:
+        ValueError: there is no such column.
+    """
+    if column not in dataset.column_names:
+        raise ValueError(
+            f"{option}: there is no column {column!r}, columns found: "
+            f"{', '.join(dataset.column_names)}: name one of these"
+        )
+    return dataset.select(rows)[column][:]
 
 
 def groups_of(dataset: Any, rows: list[int], column: str | None) -> np.ndarray | None:

@@ -1,27 +1,35 @@
 """Evaluation of a fine-tuned classifier on the test split.
 
 `python scripts/evaluate.py --model_name_or_path runs/finetuned --data_dir FOLDER`. Writes
-all_results.json (metrics with 95 % intervals) and predictions.csv into --output_dir. Where the data
-name no split, the one that finetune.py cut (its splits.json) is used.
+all_results.json (metrics with 95 % intervals; per class, patient and subgroup; calibration and
+operating point) and predictions.csv into --output_dir. Where the data name no split, the one that
+finetune.py cut (its splits.json) is used. Each reading of a test split is noted in the model's
+folder (evaluations.jsonl).
 """
 
 import json
 import logging
+import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import torch
 
 from ..data.sources import require_labels
-from ..evaluation.intervals import bootstrap_intervals
-from ..evaluation.metrics import classification_metrics, to_json
+from ..evaluation.calibration import apply_calibration
+from ..evaluation.comparison import compare_models
+from ..evaluation.metrics import to_json
+from ..evaluation.summary import summarise
 from ..modeling_sssd import SSSDForImageClassification
 from . import common
 from .batches import predict_probabilities
-from .data import decode_split, groups_of, load_data, preparation_of, split_data
-from .parsing import parse
+from .data import column_of, decode_split, groups_of, load_data, preparation_of, split_data
+from .parsing import command_line, parse
 
 logger = logging.getLogger("sssd_hf")
+SHOWN = ("accuracy", "balanced_accuracy", "roc_auc", "recall", "specificity")
 
 
 def warn_of_seen_images(splits: Path, dataset: Any, rows: list[int]) -> None:
@@ -38,79 +46,207 @@ def warn_of_seen_images(splits: Path, dataset: Any, rows: list[int]) -> None:
         )
 
 
-def main(argv: list[str] | None = None) -> int:
-    import pandas as pd
+def write_predictions(
+    output: Path,
+    file_names: list[str],
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    groups: np.ndarray | None,
+    names: list[str],
+    calibration: dict[str, Any] | None,
+) -> None:
+    """predictions.csv: the model's own probabilities, the calibrated ones where it has them, and
+    the class it decides for."""
+    calibrated, decided = apply_calibration(probabilities, calibration)
+    columns: dict[str, Any] = {"file_name": file_names}
+    if groups is not None:
+        columns["group"] = groups
+    columns |= {"label": [names[i] for i in labels], "predicted": [names[i] for i in decided]}
+    columns |= {f"probability_{name}": probabilities[:, i] for i, name in enumerate(names)}
+    if calibration:
+        columns |= {f"calibrated_{name}": calibrated[:, i] for i, name in enumerate(names)}
+    pd.DataFrame(columns).to_csv(output / "predictions.csv", index=False)
 
+
+def read_predictions(folder: Path, names: list[str], file_names: list[str], labels: np.ndarray):
+    """(images, classes) probabilities that another evaluation wrote, in the order of these images.
+
+    Raises:
+        ValueError: it is of other images or classes, or labels them otherwise.
+    """
+    path = folder / "predictions.csv"
+    if not path.is_file():
+        raise ValueError(f"--compare_with {folder}: there is no predictions.csv of an evaluation.")
+    table = pd.read_csv(path, dtype={"file_name": str, "label": str}, keep_default_na=False)
+    columns = [f"probability_{name}" for name in names]
+    missing = [name for name in ("file_name", "label", *columns) if name not in table.columns]
+    if missing:
+        raise ValueError(
+            f"{path}: there is no column {missing[0]}; expected an evaluation of a model of the "
+            f"classes {', '.join(names)}."
+        )
+    table = table.set_index("file_name")
+    if set(table.index) != set(file_names) or len(table) != len(file_names):
+        both = len(set(table.index) & set(file_names))
+        raise ValueError(
+            f"{path}: has {len(table)} images, {both} of them among these {len(file_names)}; "
+            "models are compared on the same images: evaluate both on the same split."
+        )
+    table = table.loc[file_names]
+    differ = int((table["label"].to_numpy() != np.array(names)[labels]).sum())
+    if differ:
+        raise ValueError(f"{path}: {differ} images have other labels there; evaluate anew.")
+    return table[columns].to_numpy(dtype=np.float64)
+
+
+def note_reading(model: str, results: dict[str, Any]) -> int | None:
+    """Note in the model's folder that a test split was read; how often it was, this time included,
+    or None for a model on the Hub or in a folder that can't be written to."""
+    path = Path(model) / "evaluations.jsonl"
+    if not path.parent.is_dir():
+        return None
+    record = {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        **{name: results[name] for name in ("split_column", "test_split", "num_test_images")},
+        **{name: results[name] for name in ("accuracy", "roc_auc")},
+    }
+    try:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(to_json(record)) + "\n")
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError):
+        return None
+    same = ("split_column", "test_split")
+    return sum(all(line.get(name) == record[name] for name in same) for line in lines)
+
+
+def print_summary(results: dict[str, Any]) -> None:
+    for name in SHOWN:
+        low, high = results["intervals"][name]
+        print(f"{name:18s} {results[name]:.3f}  (95 % interval {low:.3f} to {high:.3f})")
+    point, whole = results["operating_point"], results["aggregated"]
+    if point:
+        values = point["metrics"]
+        print(
+            f"at the threshold {point['threshold']:.3f} of {point['positive_label']} (chosen by "
+            f"{point['rule']} on {point['fitted_on']}): sensitivity {values['recall']:.3f}, "
+            f"specificity {values['specificity']:.3f}, accuracy {values['accuracy']:.3f}"
+        )
+    if whole and "metrics" in whole:
+        values = whole["metrics"]
+        print(
+            f"of {whole['count']} groups ({whole['method']} of their images): accuracy "
+            f"{values['accuracy']:.3f}, roc_auc {values['roc_auc']:.3f}"
+        )
+    for column, found in results["subgroups"].items():
+        if found["worst"]:
+            worst = found["worst"]
+            print(
+                f"worst of {column}: {worst['value']}, {worst['metric']} {worst['estimate']:.3f} "
+                f"({worst['low']:.3f} to {worst['high']:.3f}), all images {worst['overall']:.3f}"
+            )
+    if results["comparison"]:
+        for name in ("accuracy", "roc_auc"):
+            row = results["comparison"]["metrics"][name]
+            print(
+                f"{name} minus that of {results['compared_with']}: {row['difference']:+.3f} "
+                f"({row['low']:+.3f} to {row['high']:+.3f}), p {row['p']:.3f}"
+            )
+
+
+def main(argv: list[str] | None = None) -> int:
     data_arguments, arguments = parse("evaluate", __doc__, argv)
-    common.check_checkpoint(arguments.model_name_or_path)
-    model = SSSDForImageClassification.from_pretrained(arguments.model_name_or_path).eval()
+    checkpoint, output = arguments.model_name_or_path, Path(arguments.output_dir)
+    common.check_checkpoint(checkpoint)
+    model = SSSDForImageClassification.from_pretrained(checkpoint).eval()
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    size = tuple(n * p for n, p in zip(model.config.grid_size, model.encoder.embeddings.patch))
-    preparation = preparation_of(model.config, size, data_arguments)
-    if preparation != preparation_of(model.config, size):
+    config = model.config
+    size = tuple(n * p for n, p in zip(config.grid_size, model.encoder.embeddings.patch))
+    preparation = preparation_of(config, size, data_arguments)
+    if preparation != preparation_of(config, size):
         logger.warning(
             "--window, --resize_mode or --slice_axis differ from those the model was trained with "
-            f"({preparation_of(model.config, size).to_dict()})"
+            f"({preparation_of(config, size).to_dict()})"
         )
     dataset = load_data(data_arguments, preparation.slice_axis)
     names = require_labels(dataset)
-    known = [model.config.id2label[i] for i in range(model.config.num_labels)]
+    known = [config.id2label[i] for i in range(config.num_labels)]
     if not set(names) <= set(known):
         raise ValueError(
-            f"The data have the labels {', '.join(names)}; the model {arguments.model_name_or_path}"
-            f" knows {', '.join(known)}. Evaluate on data with the model's labels."
+            f"The data have the labels {', '.join(names)}; the model {checkpoint} knows "
+            f"{', '.join(known)}. Evaluate on data with the model's labels."
         )
-    splits = split_data(dataset, data_arguments, arguments.seed, arguments.model_name_or_path)
+    if data_arguments.positive_label not in (None, known[1]):
+        logger.warning(
+            f"--positive_label {data_arguments.positive_label} is not the model's: {known[1]} "
+            "counts as the positive class here, as in its training"
+        )
+    splits = split_data(dataset, data_arguments, arguments.seed, checkpoint)
     rows = splits["test"]
     if not rows:
         raise ValueError(
             "There is no test split. Name one by --split_column and --test_split, or let "
             "finetune.py cut one (--train_test_split)."
         )
-    warn_of_seen_images(Path(arguments.model_name_or_path) / "splits.json", dataset, rows)
-    output = Path(arguments.output_dir)
+    warn_of_seen_images(Path(checkpoint) / "splits.json", dataset, rows)
+    columns = [c.strip() for c in arguments.subgroup_columns.split(",") if c.strip()]
+    for column in columns:
+        column_of(dataset, rows, column, "--subgroup_columns")  # before the work
     (output / "bad_files.csv").unlink(missing_ok=True)
     test = decode_split(
         dataset, rows, preparation, data_arguments, title="test images", output=output
     )
     rows = test.rows.tolist()  # without the files left out by --skip_bad_files
-    statistics = common.read_statistics(arguments.model_name_or_path, model.config.num_channels)
+    statistics = common.read_statistics(checkpoint, config.num_channels)
     probabilities = predict_probabilities(
         model, test, statistics, arguments.per_device_eval_batch_size
     )
-    labels = torch.tensor([known.index(names[i]) for i in test.labels]).numpy()
+    labels = np.array([known.index(names[i]) for i in test.labels])
     groups = groups_of(dataset, rows, data_arguments.group_column_name)
-    metrics = classification_metrics(labels, probabilities)
-    intervals = bootstrap_intervals(
-        labels, probabilities, groups, num_resamples=arguments.num_resamples, seed=arguments.seed
-    )
-    output.mkdir(parents=True, exist_ok=True)
-    part = dataset.select(rows)
-    table = pd.DataFrame({"file_name": part["file_name"][:], "label": [known[i] for i in labels]})
-    for i, name in enumerate(known):
-        table[f"probability_{name}"] = probabilities[:, i]
-    table.to_csv(output / "predictions.csv", index=False)
+    file_names = dataset.select(rows)["file_name"][:]
+    comparison = None
+    if arguments.compare_with:
+        other = read_predictions(Path(arguments.compare_with), known, file_names, labels)
+        options = {"num_resamples": arguments.num_resamples, "seed": arguments.seed}
+        comparison = compare_models(labels, probabilities, other, groups, **options)
+
+    unit = "images" if groups is None else f"groups ({data_arguments.group_column_name})"
     results = {
-        **metrics,
-        "intervals": intervals,
-        "interval_method": "95 % percentile bootstrap of "
-        + (f"groups ({data_arguments.group_column_name})" if groups is not None else "images"),
+        **summarise(
+            labels,
+            probabilities,
+            known,
+            groups,
+            calibration=config.calibration,
+            subgroup_columns={
+                column: column_of(dataset, rows, column, "--subgroup_columns") for column in columns
+            },
+            aggregation=arguments.aggregation,
+            num_resamples=arguments.num_resamples,
+            seed=arguments.seed,
+        ),
+        "comparison": comparison,
+        "compared_with": arguments.compare_with,
+        "interval_method": f"95 % percentile bootstrap of {unit}",
         "num_test_images": len(rows),
         "num_test_groups": None if groups is None else len(set(groups)),
+        "group_column_name": data_arguments.group_column_name,
         "split_column": data_arguments.split_column,
         "test_split": data_arguments.test_split or "test",
         "labels": known,
         "positive_label": known[1] if len(known) == 2 else None,
-        "model_name_or_path": arguments.model_name_or_path,
+        "model_name_or_path": checkpoint,
+        "command": command_line("evaluate", argv),
         "versions": common.versions(),
     }
+    results["times_test_was_read"] = note_reading(checkpoint, results)
+    output.mkdir(parents=True, exist_ok=True)
+    write_predictions(output, file_names, labels, probabilities, groups, known, config.calibration)
     common.write_json(output / "all_results.json", to_json(results))
     if groups is None:
         logger.warning(
             "no --group_column_name: the intervals are too narrow if patients have several images"
         )
-    for name in ("accuracy", "balanced_accuracy", "roc_auc", "recall", "specificity"):
-        low, high = intervals[name]
-        print(f"{name:18s} {metrics[name]:.3f}  (95 % interval {low:.3f} to {high:.3f})")
+    print_summary(results)
     print(f"on {len(rows)} test images; written to {output}")
     return 0

@@ -8,16 +8,19 @@ all_results.json into --output_dir.
 
 import logging
 import math
+import warnings
 from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..configuration_sssd import SSSDConfig
 from ..data.audit import audit_summary
 from ..data.sources import require_labels
+from ..evaluation.calibration import SMALLEST, fit_calibration
 from ..evaluation.metrics import classification_metrics
 from ..modeling_sssd import SSSDForImageClassification
 from ..training.checkpoints import gather, load_model
@@ -97,6 +100,7 @@ def build_model(
         "label_smoothing": training.label_smoothing,
         "pooling": training.pooling,
         "class_weights": class_weights,  # None too: not those of the checkpoint's own training
+        "calibration": None,
         **config_options(model),
     }
     name = model.model_name_or_path
@@ -130,6 +134,24 @@ def warn_of_findings(dataset: Any, splits: dict[str, list[int]]) -> None:
         if finding.severity != "note":
             shown = f" ({'; '.join(finding.examples[:2])})" if finding.examples else ""
             logger.warning(f"{finding.text}{shown} {finding.advice} All of it: scripts/audit.py.")
+
+
+def calibrate(
+    labels: np.ndarray, probabilities: np.ndarray, rule: str, fitted_on: str
+) -> dict[str, Any] | None:
+    """The config's `calibration`, from validation images; None, with a warning, where they can't
+    say, which must not cost the trained model."""
+    logits = np.log(probabilities.clip(SMALLEST))
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", UserWarning)
+            found = fit_calibration(labels, logits, None if rule == "none" else rule, fitted_on)
+        for warning in caught:
+            logger.warning(str(warning.message))
+    except ValueError as error:
+        logger.warning(f"the model is not calibrated: {error}")
+        return None
+    return found
 
 
 class BestCheckpoint:
@@ -284,11 +306,23 @@ def main(argv: list[str] | None = None) -> int:
     )
     if best.weights:
         load_model(model, best.weights)
+    calibration = None
+    if validation is not None:
+        probabilities = predict_probabilities(
+            model, validation, statistics, training.per_device_eval_batch_size, accelerator
+        )
+        if accelerator.is_main_process:
+            labels = validation.labels.cpu().numpy()
+            fitted_on = f"{len(labels)} validation images"
+            fitted_on += ", which also chose the checkpoint" if best.weights else ""
+            calibration = calibrate(labels, probabilities, training.threshold_rule, fitted_on)
     model = whole_model(model)
     if not accelerator.is_main_process:
         return 0
     model.eval()
+    model.config.calibration = calibration
     results = {
+        "calibration": calibration,
         "num_train_images": feed.num_images,
         "chosen_by": training.metric_for_best_model if best.weights else "last",
         **best.record,

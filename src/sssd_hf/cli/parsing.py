@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import re
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,11 @@ def parse(script: str, description: str, argv: list[str] | None = None) -> tuple
         return parser.parse_args_into_dataclasses(argv, look_for_args_file=False)[:-1]
     except ValueError as error:  # a value out of its range
         parser.error(str(error))
+
+
+def command_line(script: str, argv: list[str] | None) -> str:
+    """The command that does the same again."""
+    return shlex.join(["python", f"scripts/{script}.py", *(sys.argv[1:] if argv is None else argv)])
 
 
 def join_negative_values(argv: list[str]) -> list[str]:

@@ -2,8 +2,10 @@
 
 `python scripts/predict.py --model_name_or_path runs/finetuned --images FILES AND FOLDERS
 --output_file predictions.csv`. Of DICOM files and NIfTI volumes each frame or slice is classified,
-windowed as the model's config has it. A file that can't be read is reported and counted, the others
-go on; the exit status is then 1.
+windowed as the model's config has it. "probability" is the model's own, as the stock pipeline
+gives it; "calibrated" and the label are by the temperature and threshold stored with the model,
+where it has them. A file that can't be read is reported and counted, the others go on; the exit
+status is then 1.
 """
 
 import csv
@@ -13,7 +15,9 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -27,6 +31,7 @@ from ..data.files import (
 )
 from ..data.isolation import decode_all, describe_all
 from ..data.preparation import Preparation
+from ..evaluation.calibration import apply_calibration
 from ..modeling_sssd import SSSDForImageClassification
 from . import common
 from .batches import predict_probabilities
@@ -96,7 +101,13 @@ class Writer:
     """One line an image: CSV, or JSON lines where the name ends in .jsonl. Which slice of its file
     it is says "frame": in CSV where `with_frames`, in JSON where there are several."""
 
-    def __init__(self, path: str | None, names: list[str], with_frames: bool = False):
+    def __init__(
+        self,
+        path: str | None,
+        names: list[str],
+        with_frames: bool = False,
+        calibration: dict[str, Any] | None = None,
+    ):
         if path and Path(path).suffix not in (".csv", ".jsonl"):
             raise ValueError(f"--output_file {path}: expected a name ending in .csv or .jsonl.")
         if path:
@@ -108,26 +119,36 @@ class Writer:
             else sys.stdout
         )
         self.names, self.json = names, bool(path and path.endswith(".jsonl"))
-        self.with_frames = with_frames
+        self.with_frames, self.calibration = with_frames, calibration
         if not self.json:
             self.csv = csv.writer(self.file)
             columns = ["file", *(["frame"] if with_frames else []), "label"]
-            self.csv.writerow([*columns, *(f"probability_{name}" for name in names)])
+            kinds = ["probability", *(["calibrated"] if calibration else [])]
+            self.csv.writerow([*columns, *(f"{kind}_{name}" for kind in kinds for name in names)])
 
-    def write(self, image: Slice, probabilities: list[float]) -> None:
-        label = self.names[max(range(len(self.names)), key=probabilities.__getitem__)]
+    def write(self, images: list[Slice], probabilities: np.ndarray) -> None:
+        """probabilities: (images, classes), of the model as it is."""
+        calibrated, decided = apply_calibration(probabilities, self.calibration)
+        for image, row, other, label in zip(images, probabilities, calibrated, decided):
+            kinds = {"probabilities": row.tolist()}
+            if self.calibration:
+                kinds["calibrated"] = other.tolist()
+            self._write(image, self.names[label], kinds)
+        self.file.flush()
+
+    def _write(self, image: Slice, label: str, kinds: dict[str, list[float]]) -> None:
         if self.json:
             record = {
                 "file": str(image.file),
                 **({} if image.frame is None else {"frame": image.frame}),
                 "label": label,
-                "probabilities": dict(zip(self.names, probabilities)),
+                **{kind: dict(zip(self.names, values)) for kind, values in kinds.items()},
             }
             self.file.write(json.dumps(record) + "\n")
         else:
             place = [image.file, *([image.frame] if self.with_frames else [])]
-            self.csv.writerow([*place, label, *(f"{p:.6f}" for p in probabilities)])
-        self.file.flush()
+            numbers = [f"{p:.6f}" for values in kinds.values() for p in values]
+            self.csv.writerow([*place, label, *numbers])
 
 
 def readable_batches(
@@ -165,13 +186,18 @@ def main(argv: list[str] | None = None) -> int:
     failures: dict[Path, str] = {}
     slices = list_slices(files, preparation.slice_axis, failures)
     with_frames = any(image.frame is not None for image in slices)
-    writer = Writer(arguments.output_file, names, with_frames)
+    writer = Writer(arguments.output_file, names, with_frames, config.calibration)
+    if config.calibration and config.calibration["threshold"] is not None:
+        logger.info(
+            f"the label is {names[1]} from a calibrated probability of "
+            f"{config.calibration['threshold']:.3f} ({config.calibration['rule']}, fitted on "
+            f"{config.calibration['fitted_on']})"
+        )
     count = 0
     batches = readable_batches(slices, preparation, arguments.per_device_eval_batch_size, failures)
     for batch, images in batches:
         probabilities = predict_probabilities(model, images, statistics, len(images))
-        for image, row in zip(batch, probabilities.tolist()):
-            writer.write(image, row)
+        writer.write(batch, probabilities)
         count += len(batch)
     logger.info(f"{count} images of {len(files)} files classified")
     if failures:

@@ -21,7 +21,7 @@ from ..training.loop import LoopSettings, Stage
 from ..training.seeding import image_seeds
 from . import common
 from .arguments import DistillationArguments, ModelArguments, PretrainTraining
-from .batches import Batches, augmentation_of, normalize, patch_features, rank_batches
+from .batches import Batches, augmentation_of, image_features, normalize, rank_batches
 from .data import (
     choose_rows,
     load_data,
@@ -52,7 +52,7 @@ def build_model(model: ModelArguments, losses: DistillationArguments) -> SSSDFor
     for name in ("mask_ratio", "norm_pix_loss", "distillation_weight"):
         if getattr(losses, name) is not None:
             options[name] = getattr(losses, name)
-    options |= config_options(model)
+    options |= {"calibration": None} | config_options(model)  # a classifier's own
     if model.model_name_or_path:
         return SSSDForPreTraining.from_pretrained(
             model.model_name_or_path, revision=model.model_revision, **options
@@ -143,7 +143,7 @@ def probe_features(
     chosen = torch.arange(0, len(images), max(1, len(images) // limit))
     train = images.select(chosen)
     features = [
-        patch_features(model, part, statistics, batch_size, accelerator)
+        image_features(model, part, statistics, batch_size, accelerator)
         for part in (train, held_out)
     ]
     labels = [part.labels.cpu().numpy() for part in (train, held_out)]

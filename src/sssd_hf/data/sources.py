@@ -118,6 +118,27 @@ def require_labels(dataset) -> list[str]:
     return names
 
 
+def order_labels(dataset, positive_label: str):
+    """The data set with the class `positive_label` as number 1 of two, as metrics count it.
+
+    Raises:
+        ValueError: there is no such class, or there are other than two.
+    """
+    import datasets
+
+    names = dataset.features["label"].names
+    if positive_label not in names or len(names) != 2:
+        raise ValueError(
+            f"--positive_label {positive_label}: found the classes {', '.join(names)}, expected it "
+            "to be one of two"
+        )
+    if names[1] == positive_label:
+        return dataset
+    labels = [1 - label for label in dataset["label"][:]]
+    feature = datasets.ClassLabel(names=names[::-1])
+    return dataset.remove_columns("label").add_column("label", labels, feature=feature)
+
+
 def column_texts(dataset, column: str, option: str) -> list[str]:
     """A column as one text a row; `ValueError` where it is missing or has empty cells."""
     if column not in dataset.column_names:

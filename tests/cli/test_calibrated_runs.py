@@ -1,0 +1,197 @@
+"""Calibration from fine-tuning to prediction, and what evaluation writes beside the metrics."""
+
+import csv
+import json
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import log_loss, roc_auc_score, roc_curve
+from tiny_runs import read, run, write_images
+from transformers import pipeline
+
+from sssd_hf import SSSDConfig, SSSDForImageClassification
+from sssd_hf.cli import evaluate, finetune, predict, pretrain
+
+pytestmark = pytest.mark.usefixtures("no_figures")
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """As `write_images`, as a table with patients of two images and a column of scanners."""
+    root = write_images(tmp_path_factory.mktemp("calibrated") / "images")
+    rows = []
+    for path in sorted(root.rglob("*.png")):
+        split, label = path.parent.parent.name, path.parent.name
+        patient = f"{split}-{label}-{int(path.stem) // 2}"
+        scanner = "AB"[int(path.stem) % 2]
+        rows.append([path.relative_to(root).as_posix(), label, patient, split, scanner])
+    with open(root / "metadata.csv", "w", newline="") as file:
+        csv.writer(file).writerows([["file_name", "label", "patient", "part", "scanner"], *rows])
+    return root
+
+
+OPTIONS = ["--split_column", "part", "--group_column_name", "patient"]
+
+
+@pytest.fixture(scope="module")
+def model(images, tmp_path_factory):
+    output = tmp_path_factory.mktemp("model") / "fine"
+    return run(finetune, images, output, *OPTIONS, "--positive_label", "down", steps=12)
+
+
+def evaluated(model, images, output, *options):
+    argv = ["--model_name_or_path", model, "--data_dir", images, "--output_dir", output, *OPTIONS]
+    argv += ["--num_resamples", 50, *options]
+    assert evaluate.main([str(word) for word in argv]) == 0
+    return read(output / "all_results.json"), pd.read_csv(output / "predictions.csv")
+
+
+@pytest.fixture(scope="module")
+def evaluation(model, images, tmp_path_factory):
+    output = tmp_path_factory.mktemp("evaluation")
+    return evaluated(model, images, output, "--subgroup_columns", "scanner")
+
+
+def test_the_positive_class_is_number_one(model, evaluation):
+    config = SSSDConfig.from_pretrained(model)
+    assert config.id2label == {0: "up", 1: "down"}
+    results, table = evaluation
+    assert results["positive_label"] == "down"
+    expected = roc_auc_score(table["label"] == "down", table["probability_down"])
+    assert results["roc_auc"] == pytest.approx(expected)
+
+
+def test_temperature_and_threshold_are_those_of_the_validation_images(model, images):
+    files = sorted((images / "val").rglob("*.png"))
+    labels = np.array([file.parent.name == "down" for file in files]).astype(int)
+    answers = pipeline("image-classification", model=str(model))([str(file) for file in files])
+    scores = np.array([next(a["score"] for a in row if a["label"] == "down") for row in answers])
+    logits = np.log(scores / (1 - scores))
+    calibration = SSSDConfig.from_pretrained(model).calibration
+
+    grid = np.geomspace(0.05, 20, 4001)
+    losses = [log_loss(labels, 1 / (1 + np.exp(-logits / t))) for t in grid]
+    assert calibration["temperature"] == pytest.approx(grid[np.argmin(losses)], rel=0.01)
+    assert calibration["fitted_on"].startswith("8 validation images")
+    decided = 1 / (1 + np.exp(-logits / calibration["temperature"])) >= calibration["threshold"]
+    false_alarms, hits, _ = roc_curve(labels, scores, drop_intermediate=False)
+    reached = decided[labels == 1].mean() - decided[labels == 0].mean()
+    assert reached == pytest.approx((hits - false_alarms).max())
+
+
+def test_evaluation_and_prediction_decide_alike(model, images, evaluation, tmp_path):
+    results, table = evaluation
+    files = [str(images / name) for name in table["file_name"]]
+    argv = ["--model_name_or_path", str(model), "--images", *files]
+    assert predict.main([*argv, "--output_file", str(tmp_path / "out.csv")]) == 0
+    predicted = pd.read_csv(tmp_path / "out.csv")
+    assert predicted["label"].tolist() == table["predicted"].tolist()
+    calibration = SSSDConfig.from_pretrained(model).calibration
+    odds = table["probability_down"] / table["probability_up"]
+    expected = 1 / (1 + odds ** (-1 / calibration["temperature"]))
+    for column in (table["calibrated_down"], predicted["calibrated_down"]):
+        np.testing.assert_allclose(column, expected, atol=1e-5)
+    is_down = (expected >= calibration["threshold"]).to_numpy()
+    assert (table["predicted"] == "down").to_numpy().tolist() == is_down.tolist()
+    right = (table["predicted"] == table["label"]).mean()
+    assert results["operating_point"]["metrics"]["accuracy"] == pytest.approx(right)
+    assert predict.main([*argv, "--output_file", str(tmp_path / "out.jsonl")]) == 0
+    first = json.loads((tmp_path / "out.jsonl").read_text().splitlines()[0])
+    assert first["calibrated"]["down"] == pytest.approx(expected[0], abs=1e-5)
+
+
+def test_patients_and_subgroups(evaluation):
+    results, table = evaluation
+    assert results["num_test_groups"] == results["aggregated"]["count"] == table["group"].nunique()
+    assert set(results["subgroups"]["scanner"]["subgroups"]) == {"A", "B"}
+    assert results["command"].startswith("python scripts/evaluate.py ")
+
+
+def test_two_models_on_the_same_images(model, images, tmp_path):
+    other = run(finetune, images, tmp_path / "other", *OPTIONS, steps=2)  # positive: up
+    first = tmp_path / "first"
+    evaluated(model, images, first)
+    results, table = evaluated(other, images, tmp_path / "second", "--compare_with", first)
+    earlier = pd.read_csv(first / "predictions.csv")
+    truth = table["label"] == "up"
+    difference = roc_auc_score(truth, table["probability_up"]) - roc_auc_score(
+        truth, earlier["probability_up"]
+    )
+    row = results["comparison"]["metrics"]["roc_auc"]
+    assert row["difference"] == pytest.approx(difference)
+    table = earlier.iloc[1:]
+    table.to_csv(first / "predictions.csv", index=False)
+    with pytest.raises(ValueError, match="same images"):
+        evaluated(other, images, tmp_path / "third", "--compare_with", first)
+
+
+def test_readings_of_the_test_split_are_counted(model, images, tmp_path):
+    before = len((model / "evaluations.jsonl").read_text().splitlines())
+    results, _ = evaluated(model, images, tmp_path / "again")
+    assert results["times_test_was_read"] == before + 1
+
+
+def test_without_validation_there_is_no_calibration(images, tmp_path):
+    options = ["--split_column", "part", "--train_split", "train,val", "--train_val_split", "0"]
+    output = run(finetune, images, tmp_path / "fine", *options, steps=2)
+    assert SSSDConfig.from_pretrained(output).calibration is None
+    results, table = evaluated(output, images, tmp_path / "evaluation")
+    assert results["calibration"] is None
+    assert not [name for name in table.columns if name.startswith("calibrated_")]
+    most = np.where(table["probability_up"] > table["probability_down"], "up", "down")
+    assert table["predicted"].tolist() == most.tolist()
+
+
+def test_a_new_training_takes_over_no_calibration(model, images, tmp_path):
+    options = [
+        "--model_name_or_path",
+        model,
+        "--split_column",
+        "part",
+        "--train_split",
+        "train,val",
+    ]
+    again = run(finetune, images, tmp_path / "a", *options, "--train_val_split", "0", steps=1)
+    assert SSSDConfig.from_pretrained(again).calibration is None
+    whole = run(pretrain, images, tmp_path / "pre", *OPTIONS, steps=1)
+    SSSDForImageClassification.from_pretrained(whole)
+    assert SSSDConfig.from_pretrained(whole).calibration is None
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--positive_label", "left", "classes down, up"),
+        ("--threshold_rule", "best", "'youden'"),
+        ("--threshold_rule", "sensitivity>=2", "sensitivity>="),
+    ],
+)
+def test_impossible_wishes(option, value, message, images, tmp_path, capsys):
+    with pytest.raises((ValueError, SystemExit)) as error:
+        run(finetune, images, tmp_path / "x", *OPTIONS, option, value)
+    assert message in str(error.value) + capsys.readouterr().err
+
+
+@pytest.mark.parametrize("rule", ["sensitivity>=0.9", "none"])
+def test_other_rules(rule, images, tmp_path):
+    output = run(finetune, images, tmp_path / "x", *OPTIONS, "--threshold_rule", rule, steps=2)
+    found = SSSDConfig.from_pretrained(output).calibration
+    assert found["rule"] == ("argmax" if rule == "none" else rule)
+    assert (found["threshold"] is None) == (rule == "none")
+
+
+@pytest.mark.parametrize(
+    "calibration",
+    [
+        {"temperature": 1.0},
+        {"temperature": 0.0, "threshold": None, "rule": "argmax", "fitted_on": ""},
+        {"temperature": math.nan, "threshold": None, "rule": "argmax", "fitted_on": ""},
+        {"temperature": 1.0, "threshold": "high", "rule": "argmax", "fitted_on": ""},
+        [1.0],
+    ],
+)
+def test_a_broken_calibration_in_a_config_is_refused(calibration):
+    with pytest.raises(ValueError, match="calibration"):
+        SSSDConfig(calibration=calibration)
