@@ -55,6 +55,22 @@ def rank_batches(
         yield batches[min(place, len(batches) - 1)], place < len(batches)
 
 
+def model_inputs(
+    model: torch.nn.Module,
+    images: Images,
+    index: torch.Tensor,
+    statistics: tuple[list[float], list[float]],
+) -> torch.Tensor:
+    """(batch, channels, height, width) fp32: the images `index` (batch,) with the evaluation
+    transform, on the model's device, resized to the model's size where theirs is another."""
+    device, grid = next(model.parameters()).device, model.config.grid_size
+    size = tuple(n * p for n, p in zip(grid, model.base_model.embeddings.patch))
+    pixels = images.batch(index, device)
+    if pixels.shape[2:] != size:
+        pixels = F.interpolate(pixels.float(), size, mode="bilinear", antialias=True)
+    return normalize(pixels, *statistics)
+
+
 @torch.no_grad()
 def map_images(
     model: torch.nn.Module,
@@ -68,14 +84,9 @@ def map_images(
     """(images, width) fp64: `function` of normalised images, with the evaluation transform; the
     processes share the work and all get the whole. Images of another size than the model's are
     resized to it."""
-    device, grid = next(model.parameters()).device, model.config.grid_size
-    size = tuple(n * p for n, p in zip(grid, model.base_model.embeddings.patch))
-    result = torch.zeros(len(images), width, device=device)
+    result = torch.zeros(len(images), width, device=next(model.parameters()).device)
     for index, real in rank_batches(len(images), batch_size, accelerator):
-        pixels = images.batch(index, device)
-        if pixels.shape[2:] != size:
-            pixels = F.interpolate(pixels.float(), size, mode="bilinear", antialias=True)
-        values = function(normalize(pixels, *statistics)).float()
+        values = function(model_inputs(model, images, index, statistics)).float()
         if real:
             result[index] = values
     if accelerator and accelerator.num_processes > 1:
