@@ -439,6 +439,15 @@ class EvaluateArguments:
     compare_with: str | None = option(
         None, "The --output_dir of another model's evaluation on the same images, to compare with."
     )
+    report: bool = option(
+        True, "Draw the figures, explain the most confident answers, and write report.html."
+    )
+    pretraining_dir: str | None = option(
+        None, "The --output_dir of the pretraining, whose curves the report then shows."
+    )
+    audit_dir: str | None = option(
+        None, "The --output_dir of the audit of these data, whose findings the report then shows."
+    )
     seed: int = option(0, "Of the bootstrap.")
 
     def __post_init__(self) -> None:

@@ -2,9 +2,9 @@
 
 `python scripts/evaluate.py --model_name_or_path runs/finetuned --data_dir FOLDER`. Writes
 all_results.json (metrics with 95 % intervals; per class, patient and subgroup; calibration and
-operating point) and predictions.csv into --output_dir. Where the data name no split, the one that
-finetune.py cut (its splits.json) is used. Each reading of a test split is noted in the model's
-folder (evaluations.jsonl).
+operating point), predictions.csv, figures and report.html into --output_dir. Where the data name no
+split, the one that finetune.py cut (its splits.json) is used. Each reading of a test split is noted
+in the model's folder (evaluations.jsonl).
 """
 
 import json
@@ -19,11 +19,14 @@ import pandas as pd
 from ..data.sources import require_labels
 from ..evaluation.calibration import apply_calibration
 from ..evaluation.comparison import compare_models
+from ..evaluation.figures import write_figures
 from ..evaluation.metrics import to_json
+from ..evaluation.report import write_report
 from ..evaluation.summary import summarise
 from . import common
 from .classifiers import load_classifier
 from .data import column_of, decode_split, groups_of, load_data, preparation_of, split_data
+from .explain import write_explanations
 from .parsing import command_line, parse
 
 logger = logging.getLogger("sssd_hf")
@@ -234,11 +237,24 @@ def main(argv: list[str] | None = None) -> int:
     results["times_test_was_read"] = note_reading(checkpoint, results)
     output.mkdir(parents=True, exist_ok=True)
     write_predictions(output, file_names, labels, probabilities, groups, known, calibration)
+    if arguments.report:
+        calibrated = apply_calibration(probabilities, calibration)[0] if calibration else None
+        write_figures(
+            output / "figures", to_json(results), labels, probabilities, calibrated, groups,
+            seed=arguments.seed,
+        )  # fmt: skip
+        results["explanations"] = write_explanations(
+            classifier.models[0], test, classifier.statistics[0], labels, probabilities,
+            file_names, known, output / "figures",
+        )  # fmt: skip
     common.write_json(output / "all_results.json", to_json(results))
+    if arguments.report:
+        write_report(output, checkpoint, arguments.pretraining_dir, arguments.audit_dir)
     if groups is None:
         logger.warning(
             "no --group_column_name: the intervals are too narrow if patients have several images"
         )
     print_summary(results)
-    print(f"on {len(rows)} test images; written to {output}")
+    shown = f"; to read: {output / 'report.html'}" if arguments.report else ""
+    print(f"on {len(rows)} test images; written to {output}{shown}")
     return 0
