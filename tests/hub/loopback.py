@@ -94,7 +94,9 @@ class Hub:
         """The fault that this request gets, if any."""
         with self.lock:
             self.requests.append(request)
-            fault = next((f for f in self.faults if f.count and re.search(f.pattern, request)), None)
+            fault = next(
+                (f for f in self.faults if f.count and re.search(f.pattern, request)), None
+            )
             if fault:
                 fault.count -= 1
         yield fault
@@ -134,8 +136,8 @@ class _Handler(BaseHTTPRequestHandler):
                 self.close_connection = True
                 self.connection.close()
                 return
-            self.body = self.read_chunks() if "chunked" in (
-                self.headers.get("Transfer-Encoding") or "") else self.rfile.read(length)  # fmt: skip
+            chunked = self.headers.get("Transfer-Encoding") == "chunked"
+            self.body = self.read_chunks() if chunked else self.rfile.read(length)
             if fault and isinstance(fault.how, float):
                 time.sleep(fault.how)
             elif fault and isinstance(fault.how, int):
@@ -372,7 +374,9 @@ class _Handler(BaseHTTPRequestHandler):
 def pointer(data):
     """What git holds of a large file."""
     oid = hashlib.sha256(data).hexdigest()
-    return f"version https://git-lfs.github.com/spec/v1\noid sha256:{oid}\nsize {len(data)}\n".encode()
+    return (
+        f"version https://git-lfs.github.com/spec/v1\noid sha256:{oid}\nsize {len(data)}\n".encode()
+    )
 
 
 REPO = r"([\w.-]+/[\w.-]+)"

@@ -76,7 +76,7 @@ def test_branch_and_tag(hub, files):
     assert "config.json" in HfApi().list_repo_files("tester/model", revision="v1")
     assert push(files, target, "again").uploaded == []  # the tag is where it should be
     files["config.json"].write_text('{"a": 3}')
-    with pytest.raises(HubError, match="--hub_tag v1: .* another commit"):
+    with pytest.raises(HubError, match=r"--hub_tag v1: .* another commit"):
         push(files, target, "third")
     assert hub.repositories["tester/model"].messages == ["initial commit", "first", "second"]
 
@@ -130,7 +130,7 @@ def test_pauses_grow_or_are_what_the_server_asks_for(hub, files, monkeypatch):
 
 
 def test_without_a_network(no_network, files):
-    with pytest.raises(HubError, match="could not be reached.*Is there a network"):
+    with pytest.raises(HubError, match=r"could not be reached.*Is there a network"):
         push(files, TARGET, "first", sleep=lambda seconds: None)
 
 
@@ -142,7 +142,7 @@ def test_offline_mode_is_named(hub, files, monkeypatch):
 
 def test_without_a_token_nobody_is_asked(hub, files, monkeypatch):
     monkeypatch.delenv("HF_TOKEN")
-    with pytest.raises(HubError, match="no token.*hf auth login"):
+    with pytest.raises(HubError, match=r"no token.*hf auth login"):
         push(files, TARGET, "first")
     assert hub.requests == []
 
@@ -156,7 +156,7 @@ def test_a_wrong_token_is_not_tried_again(hub, files, monkeypatch, repo_id):
 
 
 def test_a_name_of_others_is_refused_clearly(hub, files):
-    with pytest.raises(HubError, match="--hub_model_id strangers/model: .*(does not let|no such)"):
+    with pytest.raises(HubError, match=r"--hub_model_id strangers/model: .*(does not let|no such)"):
         push(files, Target("strangers/model"), "first", sleep=pytest.fail)
 
 
@@ -169,7 +169,7 @@ def test_a_public_repository_takes_no_private_model(hub, files):
 
 def test_metadata_that_the_hub_refuses(hub, files):
     files["README.md"] = CARD.replace(b"mit", b"not-a-license")
-    with pytest.raises(HubError, match="license.*must be one of"):
+    with pytest.raises(HubError, match=r"license.*must be one of"):
         push(files, TARGET, "first", sleep=pytest.fail)
     assert list(hub.files("tester/model")) == [".gitattributes"]
 

@@ -8,6 +8,7 @@ import getpass
 import json
 import re
 import shlex
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +39,8 @@ FILES = re.compile(rf"[^\s/\\'\"<>|,;:()=]+\.(?:{FILE_SUFFIXES})(?![\w.])", re.I
 def user_names() -> list[str]:
     """The user's name and home folder, as they may stand in a text; the longest first."""
     names = [str(Path.home())]
-    try:
+    with suppress(OSError, KeyError, ImportError):  # a user id without a name, as in containers
         names.append(getpass.getuser())
-    except (OSError, KeyError, ImportError):  # a user id without a name, as in containers
-        pass
     # a short or common name is part of other words
     return [name for name in names if len(name) > 3 and name not in ("/root", "root", "user")]
 

@@ -17,14 +17,11 @@ WEIGHTS = (
 )  # fmt: skip
 RESULTS = ("all_results.json", "pretrain_recipe.yaml", "finetune_recipe.yaml")
 # figures of numbers alone: neither pixels nor names of files
-FIGURES = tuple(
-    f"{place}{name}.png"
-    for place in ("", "figures/")
-    for name in (
-        "curves", "training_curves", "roc", "roc_curve", "precision_recall", "reliability",
-        "calibration", "confusion_matrix", "coverage", "risk_coverage", "accuracy_coverage",
-    )  # fmt: skip
-)
+NUMBERS_DRAWN = (
+    "curves", "roc", "precision_recall", "reliability", "confusion", "confusion_matrix",
+    "confusion_operating_point", "coverage",
+)  # fmt: skip
+FIGURES = tuple(f"{place}{name}.png" for place in ("", "figures/") for name in NUMBERS_DRAWN)
 # what is most likely to be asked for, and why it is not published unasked; the first that fits
 REFUSED = (
     ("checkpoints/*", "the state of the optimiser, to resume the run"),
@@ -40,6 +37,7 @@ REFUSED = (
     ("*explanation*", "shows images"),
     ("*contact_sheet*", "shows images"),
     ("*pairs*.png", "shows images"),
+    ("pretraining/README.md", "the card at the root tells of it"),
     ("audit.*", "names of files; the card tells the findings"),
     ("*.png", "may show images"),
     ("*.pt*", "a pickle, which may run code"),
@@ -72,6 +70,11 @@ def reason_of(name: str) -> str:
     )
 
 
+def is_named(name: str, pattern: str) -> bool:
+    """Whether a path fits a pattern whose * does not reach into folders."""
+    return fnmatch(name, pattern) and name.count("/") == pattern.count("/")
+
+
 def add_folder(
     plan: Plan, folder: Path, prefix: str, allowed: tuple[str, ...], include: list[str]
 ) -> None:
@@ -85,8 +88,7 @@ def add_folder(
         if target in plan.files:
             continue
         wanted = any(fnmatch(target, pattern) or fnmatch(name, pattern) for pattern in include)
-        if any(fnmatch(name, pattern) and name.count("/") == pattern.count("/")
-               for pattern in allowed):  # fmt: skip
+        if any(is_named(name, pattern) for pattern in allowed):
             plan.files[target] = cleaned_file(path) or path
         elif wanted:
             logger.warning(
@@ -95,7 +97,9 @@ def add_folder(
             )
             plan.files[target] = path
         else:
-            plan.refused.append((target, reason_of(name)))
+            shown = prefix + "checkpoints/" if name.startswith("checkpoints/") else target
+            if (shown, reason_of(name)) not in plan.refused:
+                plan.refused.append((shown, reason_of(name)))
 
 
 def plan_files(
@@ -146,8 +150,9 @@ def plan_files(
                 )
         plan.refused = [r for r in plan.refused if r[0] not in {f"pretraining/{c}" for c in CODE}]
     for pattern in include:
-        if not any(fnmatch(f, pattern) or fnmatch(f.split("/", 1)[-1], pattern)
-                   for f in plan.files):  # fmt: skip
+        if not any(
+            fnmatch(f, pattern) or fnmatch(f.split("/", 1)[-1], pattern) for f in plan.files
+        ):
             raise ValueError(f"--include {pattern}: no file fits; expected a path or pattern.")
     return plan
 

@@ -19,7 +19,12 @@ LOG_IN = "Log in with `hf auth login`, or set HF_TOKEN, with a token that may wr
 
 class HubError(OSError):
     """Nothing, or not all, could be published; the message says why. What is on this machine is
-    untouched, and the repository is as before or has the whole commit."""
+    untouched, and the repository is as before or has the whole commit. `transient`: the same may
+    work later."""
+
+    def __init__(self, message: str, transient: bool = False):
+        super().__init__(message)
+        self.transient = transient
 
 
 @dataclass(frozen=True)
@@ -111,7 +116,8 @@ def repeat(action: Callable[[], Any], what: str, sleep: Callable[[float], None])
                 raise HubError(
                     f"{what}: the Hub could not be reached, or did not answer as it should, in "
                     f"{ATTEMPTS} attempts (the last: {first_line}). Is there a network? Try again "
-                    "later."
+                    "later.",
+                    transient=True,
                 ) from None
             pause = pause_before(attempt + 1, error)
             logger.warning(f"{what}: {first_line}; again in {pause:g} s")
@@ -135,6 +141,21 @@ def explain(error: Exception, what: str) -> str:
             f"({detail}). {LOG_IN}"
         )
     return f"{what}: the Hub refused it ({detail})."
+
+
+def full_name(repo_id: str, api: Any = None, sleep: Callable = time.sleep) -> str:
+    """OWNER/NAME; of a NAME alone the token's owner is the owner.
+
+    Raises:
+        HubError: the Hub could not tell.
+    """
+    from huggingface_hub import HfApi
+
+    if "/" in repo_id:
+        return repo_id
+    require_token()
+    api = api or HfApi()
+    return repeat(lambda: f"{api.whoami()['name']}/{repo_id}", f"--hub_model_id {repo_id}", sleep)
 
 
 def open_repository(target: Target, api: Any = None, sleep: Callable = time.sleep) -> str:
