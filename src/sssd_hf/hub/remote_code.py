@@ -41,4 +41,5 @@ def config_with_code(model: PreTrainedModel) -> str:
     """The config.json that `save_with_code` writes, without writing the weights."""
     config = copy.deepcopy(model.config)
     config.auto_map, config.architectures = dict(AUTO_MAP), [type(model).__name__]
+    config.dtype = str(model.dtype).removeprefix("torch.")
     return config.to_json_string()
