@@ -50,7 +50,7 @@ EVALUATED = {
               "intervals": {"balanced_accuracy": [0.6, 0.8]}},
         "patient 77 alone": {"num_images": 2, "num_groups": 1, "small": True, "metrics": {}},
     }, "worst": None}},
-    "split_column": "official_split", "test_split": "test",
+    "split_column": "official_split", "test_split": "test", "times_test_was_read": 3,
     "command": "/home/erika/.venv/bin/python scripts/evaluate.py --data_dir '/data/my patients' "
                "--model_name_or_path runs/fine --num_resamples 2000",
 }  # fmt: skip
@@ -108,6 +108,7 @@ def test_the_figures_are_those_measured_with_interval_and_protocol(folders):
     assert "| calibrated | 0.600 | 0.210 | 0.030 |" in text
     assert "| Sensitivity (recall) | 91.0 % | 85.0 to 96.0 % |" in text  # at the threshold
     assert "temperature 1.700" in text
+    assert "read this test split 3 times" in text
     assert "mean, 95 of them): Accuracy 74.0 % (95 % interval 65.0 to 83.0 %)" in text
     assert "| f | 100 | 40 | 70.0 % | 60.0 to 80.0 % |" in text
     # energy: 2 hours, 2 processes of 3 threads of 10 W

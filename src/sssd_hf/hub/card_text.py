@@ -99,6 +99,8 @@ def evaluation_facts(
         "last": "The checkpoint is the last one; nothing was chosen.",
     }.get(chosen, f"The checkpoint was chosen by {chosen} on validation images.")
     method = found.get("interval_method") or "not recorded"
+    times = found.get("times_test_was_read")
+    reading = f" The model read this test split {times} times." if times and times > 1 else ""
     plain = clean_text(
         f"Test split: {where}; {count} images{of_groups}. {choice} Intervals: {method}."
     )
@@ -138,6 +140,7 @@ def patients_text(aggregated: dict[str, Any] | None) -> str:
     values, intervals = aggregated.get("metrics") or {}, aggregated.get("intervals")
     rows = metric_rows(values, intervals, HEADLINE)
     shown = "; ".join(f"{r['name']} {r['value']} (95 % interval {r['interval']})" for r in rows)
+    shown = shown or f"not measured: {markdown(clean_text(str(aggregated.get('reason'))))}"
     how = markdown(clean_text(str(aggregated.get("method"))))
     return f"By patient or group ({how}, {aggregated.get('count')} of them): {shown}."
 

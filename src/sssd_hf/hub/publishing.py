@@ -37,7 +37,7 @@ REFUSED = (
     ("*explanation*", "shows images"),
     ("*contact_sheet*", "shows images"),
     ("*pairs*.png", "shows images"),
-    ("pretraining/README.md", "the card at the root tells of it"),
+    ("README.md", "the card at the root tells of it"),
     ("audit.*", "names of files; the card tells the findings"),
     ("*.png", "may show images"),
     ("*.pt*", "a pickle, which may run code"),
