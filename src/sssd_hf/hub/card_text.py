@@ -25,8 +25,7 @@ HEADLINE = ("accuracy", "roc_auc", "recall", "specificity")
 # while training, where nobody measured it: a processor's share for each thread, a GPU at work
 WATTS = {"cpu": 10.0, "cuda": 300.0, "mps": 30.0}
 RECIPE_ROWS = (
-    "per_device_train_batch_size", "learning_rate",
-    "base_learning_rate", "weight_decay", "layer_decay", "ema_decay", "mixed_precision",
+    "per_device_train_batch_size", "weight_decay", "layer_decay", "ema_decay", "mixed_precision",
     "mask_ratio", "distillation", "class_weights", "metric_for_best_model", "seed",
 )  # fmt: skip
 MAX_TEXT = 600  # characters of a text from outside
@@ -102,7 +101,7 @@ def evaluation_facts(
     times = found.get("times_test_was_read")
     reading = f" The model read this test split {times} times." if times and times > 1 else ""
     plain = clean_text(
-        f"Test split: {where}; {count} images{of_groups}. {choice} Intervals: {method}."
+        f"Test split: {where}; {count} images{of_groups}. {choice} Intervals: {method}.{reading}"
     )
     return {
         "count": count,
@@ -209,11 +208,8 @@ def audit_facts(audit: dict[str, Any]) -> dict[str, Any]:
     """audit.json without the files that its findings name."""
     findings = [f for f in audit.get("findings") or [] if isinstance(f, dict)]
     counts = {s: sum(f.get("severity") == s for f in findings) for s in ("critical", "warning")}
-    summary = (
-        f"{len(findings)} things, {counts['critical']} of them critical"
-        if findings
-        else ("nothing")
-    )
+    count = f"{len(findings)} thing" + ("" if len(findings) == 1 else "s")
+    summary = f"{count}, {counts['critical']} of them critical" if findings else "nothing"
     texts = [
         {key: markdown(clean_text(str(one.get(key, "")))) for key in ("severity", "kind", "text")}
         for one in findings
@@ -254,6 +250,8 @@ def stage_facts(
     steps, seconds = results.get("train_steps"), results.get("train_runtime")
     if steps:
         rows.insert(0, ("steps", str(steps)))
+    if isinstance(results.get("learning_rate_peak"), float):
+        rows.insert(1, ("peak learning rate", f"{results['learning_rate_peak']:g}"))
     hardware = results.get("hardware") or {}
     rows.append(("hardware", markdown(hardware_text(hardware))))
     if isinstance(seconds, (int, float)):

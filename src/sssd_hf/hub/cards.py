@@ -291,7 +291,7 @@ def data_option(recipe: dict[str, Any]) -> str:
 
 def limits_of(sources: Sources) -> list[str]:
     """What the records say about how far the figures reach."""
-    limits = ["Trained and tested on images of one source, as far as the records tell."]
+    limits = ["From how many hospitals and devices the images come is not recorded here."]
     found = sources.evaluation
     if not found:
         limits.append("Not evaluated.")
@@ -307,7 +307,7 @@ def limits_of(sources: Sources) -> list[str]:
             limits.append(f"Tested on {what}: a difference within the intervals is no difference.")
         if not found.get("subgroups"):
             limits.append("Not evaluated by subgroup.")
-        limits.append("Not evaluated on images of another hospital or device.")
+        limits.append("No evaluation on images of another hospital or device was given.")
     if not sources.audit:
         limits.append("The data were not audited with this card.")
     if sources.stage == "finetune" and not sources.config.get("calibration"):
