@@ -207,9 +207,9 @@ def subgroup_facts(column: str, values: dict[str, Any]) -> dict[str, Any]:
 def audit_facts(audit: dict[str, Any]) -> dict[str, Any]:
     """audit.json without the files that its findings name."""
     findings = [f for f in audit.get("findings") or [] if isinstance(f, dict)]
-    counts = {s: sum(f.get("severity") == s for f in findings) for s in ("critical", "warning")}
+    critical = sum(one.get("severity") == "critical" for one in findings)
     count = f"{len(findings)} thing" + ("" if len(findings) == 1 else "s")
-    summary = f"{count}, {counts['critical']} of them critical" if findings else "nothing"
+    summary = f"{count}, {critical} of them critical" if findings else "nothing"
     texts = [
         {key: markdown(clean_text(str(one.get(key, "")))) for key in ("severity", "kind", "text")}
         for one in findings

@@ -148,7 +148,8 @@ def plan_files(
                     f"{name} differs between {model_dir} and {pretraining_dir}, which other "
                     f"versions of this package wrote: that of {model_dir} is published for both"
                 )
-        plan.refused = [r for r in plan.refused if r[0] not in {f"pretraining/{c}" for c in CODE}]
+    code = {f"pretraining/{name}" for name in CODE}  # published at the root
+    plan.refused = [one for one in plan.refused if one[0] not in {*plan.files, *code}]
     for pattern in include:
         if not any(
             fnmatch(f, pattern) or fnmatch(f.split("/", 1)[-1], pattern) for f in plan.files
