@@ -212,6 +212,25 @@ def test_an_evaluation_of_another_model_is_refused(folders, tmp_path):
     write_card(model, evaluation, training_dir=other)  # an export of it
 
 
+def test_an_export_is_told_of_as_the_model_it_was_made_from(folders, tmp_path):
+    model, evaluation, _ = folders
+    vit = tmp_path / "vit"
+    vit.mkdir()
+    config = {**CONFIG, "model_type": "vit", "architectures": ["ViTForImageClassification"]}
+    (vit / "config.json").write_text(json.dumps(config))
+    made_of = {"export": "vit", "model_name_or_path": str(model)}
+    (vit / "all_results.json").write_text(json.dumps(made_of))
+    (vit / "README.md").write_text("---\na: b\n---\nold card\n\n## This form\n\nExported.\n")
+    results = {**EVALUATED, "model_name_or_path": str(model)}
+    (evaluation / "all_results.json").write_text(json.dumps(results))
+    for _ in range(2):
+        text = write_card(vit, evaluation).read_text()
+        assert "120.0 minutes" in text  # of the training
+        assert "trust_remote_code" not in text
+        assert "old card" not in text
+        assert text.count("## This form\n\nExported.") == 1
+
+
 def test_somebody_elses_readme_is_not_overwritten(folders):
     (folders[0] / "README.md").write_text("my own words")
     with pytest.raises(ValueError, match="was not written by this package"):

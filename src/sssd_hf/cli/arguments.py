@@ -602,7 +602,9 @@ class PushArguments:
         None, "The pretraining checkpoint, to be published in pretraining/ of the same repository."
     )
     training_dir: str | None = option(
-        None, "Where the training left its records, if --model_dir is an export of its output."
+        None,
+        "Where the training left its records, if --model_dir is an export of its output (default: "
+        "where the export says).",
     )
     audit_file: str | None = option(None, "audit.json of audit.py: its findings go into the card.")
     include: list[str] = option(

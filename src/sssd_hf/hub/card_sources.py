@@ -60,7 +60,8 @@ def read_sources(
     """Read what there is.
 
     Args:
-        training_dir: where the training left its records, if the model is an export of its output.
+        training_dir: where the training left its records, if the model is an export of its output;
+            default: the folder that the export names, or the model's own.
 
     Raises:
         ValueError: a file that was named is missing, or the evaluation is of another model.
@@ -70,7 +71,7 @@ def read_sources(
         raise ValueError(
             f"--model_dir {model_dir}: there is no config.json; expected a checkpoint."
         )
-    records = training_dir or model_dir
+    records = training_dir or exported_from(model_dir) or model_dir
     stage = Sources(config, {}, {}, None, None, None).stage
     evaluation = None
     if evaluation_dir:
@@ -80,7 +81,7 @@ def read_sources(
                 f"--evaluation_dir {evaluation_dir}: expected all_results.json of evaluate.py, "
                 "with num_test_images."
             )
-        check_same_model(evaluation, evaluation_dir, model_dir, training_dir)
+        check_same_model(evaluation, evaluation_dir, model_dir, records)
     pretraining = None
     if pretraining_dir:
         results = read_json(pretraining_dir / "all_results.json")
@@ -92,12 +93,19 @@ def read_sources(
     return Sources(config, results, read_recipe(records, stage), evaluation, pretraining, audit)
 
 
+def exported_from(model_dir: Path) -> Path | None:
+    """The folder on this machine that an export says it was made from; None for other models."""
+    results = read_json(model_dir / "all_results.json")
+    name = results.get("model_name_or_path")
+    return Path(name) if "export" in results and name and Path(name).is_dir() else None
+
+
 def check_same_model(
-    evaluation: dict[str, Any], evaluation_dir: Path, model_dir: Path, training_dir: Path | None
+    evaluation: dict[str, Any], evaluation_dir: Path, model_dir: Path, records: Path
 ) -> None:
     """Raises ValueError where the evaluation says that it is of another folder that exists."""
     named = evaluation.get("model_name_or_path")
-    own = [folder.resolve() for folder in (model_dir, training_dir) if folder]
+    own = [folder.resolve() for folder in (model_dir, records)]
     if named and Path(named).is_dir() and Path(named).resolve() not in own:
         raise ValueError(
             f"--evaluation_dir {evaluation_dir}: its figures are of {named}, not of {model_dir}. "

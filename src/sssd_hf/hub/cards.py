@@ -21,6 +21,7 @@ from .clean import clean_command, clean_text, clean_value, is_on_hub
 TEMPLATE = Path(__file__).with_name("card_template.md")
 MARK = "Written by sssd_hf from measured results; it is written anew, and changes by hand are lost."
 TAGS = ("sssd", "medical-imaging", "masked-autoencoder", "not-for-clinical-use")
+FORM = "## This form\n"  # heads the section that export.py adds to a card
 MAX_RESULTS = 12  # metrics in the metadata
 
 
@@ -329,13 +330,16 @@ def write_card(
         ValueError: see `read_sources` and `build_card`; or there is a README.md by somebody else.
     """
     path = model_dir / "README.md"
-    if path.is_file() and MARK not in path.read_text(encoding="utf-8", errors="replace"):
+    old = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    if old and MARK not in old and FORM not in old:
         raise ValueError(
             f"{path} was not written by this package, or was changed: move it away. Cards are "
             "written from measured results alone."
         )
     sources = read_sources(model_dir, evaluation_dir, pretraining_dir, training_dir, audit_file)
     text = str(build_card(sources, options, with_pretraining))
+    if FORM in old:  # what an export wrote about itself
+        text = f"{text.rstrip()}\n\n{old[old.index(FORM) :]}"
     temporary = path.with_suffix(".tmp")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
