@@ -287,3 +287,60 @@ def test_another_global_batch_is_refused(images, tmp_path):
     done = subprocess.run(line, capture_output=True, text=True, timeout=200, env=environment())
     assert done.returncode == 1
     assert "began with 4 images a step, here it is 8" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Class folders of 24 images, whose file names say nothing of splits."""
+    root = tmp_path_factory.mktemp("folders")
+    rng = np.random.default_rng(1)
+    for i in range(24):
+        pixels = rng.uniform(0, 60, (36, 36))
+        pixels[18 * (i % 2) :][:18] += 100
+        path = root / ("up" if i % 2 else "down") / f"{i:02d}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(pixels.astype(np.uint8)).save(path)
+    return root
+
+
+FOLDS = ["--cross_validation", "2", "--num_resamples", "20", *MODEL]
+
+
+def pooled(output):
+    return json.loads((output / "all_results.json").read_text())["pooled"]["metrics"]
+
+
+def test_a_cross_validation_killed_anywhere_goes_on(folders, tmp_path):
+    line = command(ONE, "cross_validate", folders, tmp_path / "whole", *FOLDS)
+    done = subprocess.run(line, capture_output=True, text=True, env=environment())
+    assert done.returncode == 0, done.stderr
+    line = command([sys.executable], "cross_validate", folders, tmp_path / "out", *FOLDS)
+    line += ["--checkpointing_steps", "1"]
+    for wanted in ("fold_0/pretrain/checkpoints", "fold_1/finetune/checkpoints"):
+        process = subprocess.Popen(
+            line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment()
+        )
+        deadline = time.monotonic() + 240
+        while not (tmp_path / "out" / wanted).is_dir():
+            assert process.poll() is None, process.stdout.read().decode()
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.kill()
+        process.wait()
+        assert not (tmp_path / "out" / "all_results.json").exists()
+    done = subprocess.run(line, capture_output=True, text=True, env=environment())
+    assert done.returncode == 0, done.stderr
+    assert "done before" in done.stdout
+    assert pooled(tmp_path / "out") == pooled(tmp_path / "whole")
+
+
+def test_a_cross_validation_of_two_processes(folders, tmp_path):
+    more = ["--skip_pretraining", "true", "--per_device_train_batch_size", "4"]
+    for launcher, output in ((ONE, "one"), (TWO, "two")):
+        batch = more if launcher is TWO else [*more[:3], "8"]
+        line = command(launcher, "cross_validate", folders, tmp_path / output, *FOLDS, *batch)
+        done = subprocess.run(line, capture_output=True, text=True, env=environment())
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("[1/4] fold 1 of 2: fine-tuning") == 1
+    one, two = pooled(tmp_path / "one"), pooled(tmp_path / "two")
+    assert two["log_loss"] == pytest.approx(one["log_loss"], rel=1e-3)

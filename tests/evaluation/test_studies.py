@@ -1,11 +1,14 @@
 """Means, intervals and comparisons over runs, against loops and scipy."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from scipy import stats
 from sklearn.metrics import accuracy_score, roc_auc_score
 
-from sssd_hf.evaluation.studies import TestRun, adjust, compare_runs, summarise_runs
+from sssd_hf.evaluation.protocols import Draw
+from sssd_hf.evaluation.studies import adjust, compare_runs, summarise_runs
 
 
 def make_runs(skill, draws=4, seed=0, same_test=False):
@@ -19,11 +22,14 @@ def make_runs(skill, draws=4, seed=0, same_test=False):
         logits = skill * (2 * truth[picks] - 1) + noise[k, picks] + 0.3 * rng.normal(size=40)
         positive = 1 / (1 + np.exp(-logits))
         runs.append(
-            TestRun(
-                tuple(f"i{i}" for i in picks),
+            Draw(
+                f"draw_{k}",
+                k,
+                0,
+                [f"i{i}" for i in picks],
                 truth[picks],
                 np.stack([1 - positive, positive], 1),
-                tuple(f"p{i // 2}" for i in picks),
+                np.array([f"p{i // 2}" for i in picks]),
                 60,
             )
         )
@@ -69,7 +75,7 @@ def test_the_bootstrap_draws_a_patient_in_all_runs_or_in_none():
 
 def test_images_are_the_units_where_patients_are_not_known():
     run = make_runs(0.8, draws=1)[0]
-    alone = TestRun(run.images, run.labels, run.probabilities, None, 60)
+    alone = dataclasses.replace(run, groups=None)
     first, second = (summarise_runs([r], num_resamples=2000)["accuracy"] for r in (run, alone))
     assert first["mean"] == second["mean"]
     assert first["std"] is None

@@ -76,6 +76,10 @@ class DataArguments:
     split_column: str | None = option(
         None, "Column that says which split an image is in (default: 'split', where there is one)."
     )
+    splits_file: str | None = option(
+        None,
+        "The splits.json of another run, whose splits are taken as they are, before any column.",
+    )
     train_split: str = option("train", "Value of the split column to train on; several by comma.")
     validation_split: str | None = option(
         None, "Value to choose the checkpoint on (default: 'val' or 'validation', if there)."
@@ -128,6 +132,10 @@ class DataArguments:
             cache_size=(8, None),
             shuffle_buffer_size=(1, None),
         )
+        if self.splits_file is not None:
+            if self.streaming:
+                raise ValueError("--splits_file names images, a stream has none: leave it out.")
+            self.split_column = None  # such as a recipe's: the file decides
         if self.window is not None:
             parse_windows(self.window)
         if self.label_names is not None and not self.streaming:
@@ -624,6 +632,62 @@ class PushArguments:
         check_ranges(self, watts=(0, None))
 
 
+@dataclass
+class CrossValidateArguments:
+    _argument_group_name = "protocol"
+
+    output_dir: str = option(
+        "runs/cross_validation", "Where the runs, their ensemble and the pooled results go."
+    )
+    cross_validation: int | None = option(
+        None,
+        "Number of folds. Without it the splits are those of --split_column (several by comma), or "
+        "the one that the other scripts would take.",
+    )
+    cross_validation_repeats: int = option(1, "How often, with other folds each time.")
+    cross_validation_on: str = option(
+        "all",
+        "Images that are divided into folds: all, or the training and validation images of "
+        "--split_column, so that its test images stay unread.",
+        choices=["all", "training"],
+    )
+    split_seed: int = option(0, "Of the folds and of what is cut off for validation.")
+    seeds: str = option("0", "Seeds of the training, by comma; each split is run with each.")
+    pretrain_on_all: bool = option(
+        False,
+        "Pretrain once, on the images of all parts, test images among them (no labels), instead of "
+        "anew on each training part.",
+    )
+    skip_pretraining: bool = option(
+        False, "Fine-tune from --model_name_or_path, or from random weights."
+    )
+    compare_with: str | None = option(
+        None, "The --output_dir of another cross-validation on the same splits, to compare with."
+    )
+    num_resamples: int = option(2000, "Bootstrap resamples of the intervals.")
+
+    def __post_init__(self) -> None:
+        check_ranges(
+            self,
+            cross_validation=(2, None),
+            cross_validation_repeats=(1, None),
+            num_resamples=(1, None),
+        )
+        if self.cross_validation is None and self.cross_validation_repeats > 1:
+            raise ValueError("--cross_validation_repeats repeats --cross_validation: give both.")
+        if self.pretrain_on_all and self.skip_pretraining:
+            raise ValueError("Give --pretrain_on_all or --skip_pretraining, not both.")
+        self.list_of_seeds()
+
+    def list_of_seeds(self) -> list[int]:
+        words = [word.strip() for word in self.seeds.split(",")]
+        if not all(word.isdigit() for word in words) or len(set(map(int, words))) < len(words):
+            raise ValueError(
+                f"--seeds {self.seeds}: expected different whole numbers by comma, such as 0,1,2."
+            )
+        return [int(word) for word in words]
+
+
 SCRIPTS: dict[str, tuple[type, ...]] = {
     "pretrain": (
         DataArguments,
@@ -638,4 +702,5 @@ SCRIPTS: dict[str, tuple[type, ...]] = {
     "audit": (DataArguments, AuditArguments),
     "embed": (DataArguments, EmbedArguments),
     "push_to_hub": (PushArguments,),
+    "cross_validate": (DataArguments, CrossValidateArguments),
 }

@@ -32,10 +32,7 @@ from ..data.files import (
 from ..data.isolation import decode_all, describe_all
 from ..data.preparation import Preparation
 from ..evaluation.calibration import apply_calibration
-from ..modeling_sssd import SSSDForImageClassification
-from . import common
-from .batches import predict_probabilities
-from .data import preparation_of
+from .classifiers import load_classifier
 from .parsing import parse
 
 logger = logging.getLogger("sssd_hf")
@@ -175,28 +172,23 @@ def readable_batches(
 def main(argv: list[str] | None = None) -> int:
     (arguments,) = parse("predict", __doc__, argv)
     files = find_files(arguments.images)
-    common.check_checkpoint(arguments.model_name_or_path)
-    model = SSSDForImageClassification.from_pretrained(arguments.model_name_or_path).eval()
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
-    config = model.config
-    size = tuple(n * p for n, p in zip(config.grid_size, model.encoder.embeddings.patch))
-    preparation = preparation_of(config, size)
-    statistics = common.read_statistics(arguments.model_name_or_path, config.num_channels)
-    names = [config.id2label[i] for i in range(config.num_labels)]
+    classifier = load_classifier(arguments.model_name_or_path)
+    names, preparation = classifier.label_names, classifier.preparation
+    calibration = classifier.calibration
     failures: dict[Path, str] = {}
     slices = list_slices(files, preparation.slice_axis, failures)
     with_frames = any(image.frame is not None for image in slices)
-    writer = Writer(arguments.output_file, names, with_frames, config.calibration)
-    if config.calibration and config.calibration["threshold"] is not None:
+    writer = Writer(arguments.output_file, names, with_frames, calibration)
+    if calibration and calibration["threshold"] is not None:
         logger.info(
             f"the label is {names[1]} from a calibrated probability of "
-            f"{config.calibration['threshold']:.3f} ({config.calibration['rule']}, fitted on "
-            f"{config.calibration['fitted_on']})"
+            f"{calibration['threshold']:.3f} ({calibration['rule']}, fitted on "
+            f"{calibration['fitted_on']})"
         )
     count = 0
     batches = readable_batches(slices, preparation, arguments.per_device_eval_batch_size, failures)
     for batch, images in batches:
-        probabilities = predict_probabilities(model, images, statistics, len(images))
+        probabilities = classifier.probabilities(images, len(images))
         writer.write(batch, probabilities)
         count += len(batch)
     logger.info(f"{count} images of {len(files)} files classified")

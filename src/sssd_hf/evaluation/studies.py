@@ -1,14 +1,17 @@
-"""Figures of a method over several runs: other draws of the test set, or other seeds on one."""
+"""Figures of a method over runs whose test sets may overlap: draws of splits, or seeds on one.
+
+`protocols` summarises draws by the corrected resampled t-test, which speaks of other training sets;
+here the bootstrap of patients, each drawn in all runs or in none, speaks of other patients tested.
+"""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import numpy as np
 
 from sssd_hf.evaluation.comparison import bootstrap_p_value, corrected_resampled_t_test, holm
 from sssd_hf.evaluation.intervals import draw_groups, percentile_interval
 from sssd_hf.evaluation.metrics import check_predictions
+from sssd_hf.evaluation.protocols import Draw, size_ratio
 from sssd_hf.evaluation.resampling import resampled_metrics
 
 REPORTED = (
@@ -16,34 +19,15 @@ REPORTED = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class TestRun:
-    """What one trained model said of its test images.
-
-    Args:
-        images: [N] ids; labels: [N] integers; probabilities: [N, K].
-        groups: [N] ids of patients, or None where they are not known (each image is its own).
-        num_train_images: what it was trained on.
-    """
-
-    __test__ = False  # no test, whatever pytest thinks of its name
-
-    images: tuple[str, ...]
-    labels: np.ndarray
-    probabilities: np.ndarray
-    groups: tuple[str, ...] | None
-    num_train_images: int
-
-    @property
-    def units(self) -> tuple[str, ...]:
-        """[N] what the bootstrap draws."""
-        return self.images if self.groups is None else self.groups
+def _units(draw: Draw) -> list[str]:
+    """[N] what the bootstrap draws: patients, or images where patients are not known."""
+    return [str(name) for name in (draw.file_names if draw.groups is None else draw.groups)]
 
 
-def _bootstrap(runs: list[TestRun], num_resamples: int, seed: int) -> list[dict[str, np.ndarray]]:
+def _bootstrap(runs: list[Draw], num_resamples: int, seed: int) -> list[dict[str, np.ndarray]]:
     """Metrics [R] of each run, on the same R draws of the groups of all of them: a patient who is
     in the test sets of several runs is drawn in all or in none."""
-    ids, index = np.unique(np.concatenate([run.units for run in runs]), return_inverse=True)
+    ids, index = np.unique(np.concatenate([_units(run) for run in runs]), return_inverse=True)
     labels = np.concatenate([run.labels for run in runs])
     num_classes = runs[0].probabilities.shape[1]
     counts = np.zeros((len(ids), num_classes), dtype=np.int64)
@@ -57,7 +41,7 @@ def _bootstrap(runs: list[TestRun], num_resamples: int, seed: int) -> list[dict[
     ]
 
 
-def _values(runs: list[TestRun]) -> dict[str, np.ndarray]:
+def _values(runs: list[Draw]) -> dict[str, np.ndarray]:
     whole = [
         resampled_metrics(run.labels, run.probabilities, np.ones((1, len(run.labels))))
         for run in runs
@@ -65,7 +49,7 @@ def _values(runs: list[TestRun]) -> dict[str, np.ndarray]:
     return {name: np.array([values[name][0] for values in whole]) for name in REPORTED}
 
 
-def _check(runs: list[TestRun]) -> None:
+def _check(runs: list[Draw]) -> None:
     if not runs:
         raise ValueError("found no runs, expected at least one")
     for run in runs:
@@ -75,17 +59,12 @@ def _check(runs: list[TestRun]) -> None:
         raise ValueError(f"the runs have {sorted(widths)} classes, expected the same number in all")
 
 
-def _ratio(runs: list[TestRun]) -> float:
-    """Test images by training images, for the corrected test."""
-    return float(np.mean([len(run.labels) / run.num_train_images for run in runs]))
-
-
-def _same_test(runs: list[TestRun]) -> bool:
-    return all(set(run.images) == set(runs[0].images) for run in runs)
+def _same_test(runs: list[Draw]) -> bool:
+    return all(set(run.file_names) == set(runs[0].file_names) for run in runs)
 
 
 def summarise_runs(
-    runs: list[TestRun], *, num_resamples=2000, confidence=0.95, seed=0
+    runs: list[Draw], *, num_resamples=2000, confidence=0.95, seed=0
 ) -> dict[str, dict]:
     """Mean, spread and interval of each of `REPORTED` over runs.
 
@@ -112,7 +91,7 @@ def summarise_runs(
 
 
 def compare_runs(
-    first: list[TestRun], second: list[TestRun], *, num_resamples=2000, confidence=0.95, seed=0
+    first: list[Draw], second: list[Draw], *, num_resamples=2000, confidence=0.95, seed=0
 ) -> dict[str, dict]:
     """Differences first - second of two methods that were run on the same draws or seeds, in pairs.
 
@@ -131,7 +110,7 @@ def compare_runs(
     if len(first) != len(second):
         raise ValueError(f"found {len(first)} and {len(second)} runs, expected as many, in pairs")
     for a, b in zip(first, second):
-        if a.images != b.images or (a.labels != b.labels).any():
+        if list(a.file_names) != list(b.file_names) or (a.labels != b.labels).any():
             raise ValueError(
                 "two runs of a pair have different test images or labels, expected the same in the "
                 "same order"
@@ -147,7 +126,7 @@ def compare_runs(
         low, high = percentile_interval(drawn, confidence)
         test = None
         if half > 1 and not _same_test(first) and np.isfinite(differences).all():
-            test = corrected_resampled_t_test(differences, _ratio(first), confidence)
+            test = corrected_resampled_t_test(differences, size_ratio(first), confidence)
         result[name] = {
             "differences": differences.tolist(), "mean": float(differences.mean()),
             "bootstrap": {"low": low, "high": high, "p": bootstrap_p_value(drawn)},
