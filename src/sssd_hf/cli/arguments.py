@@ -324,6 +324,18 @@ class TrainingArguments:
     )
     seed: int = option(0, "Of weights, order, masks, augmentation and of splits the script makes.")
     overwrite_output_dir: bool = option(False, "Write into an --output_dir that holds a result.")
+    push_to_hub: bool = option(
+        False,
+        "Publish on the Hub: the newest state at each checkpoint, in the background, and the "
+        "result at the end; files with images or names in them stay here. The token is that of "
+        "`hf auth login` or of HF_TOKEN.",
+    )
+    hub_model_id: str | None = option(
+        None, "Repository, OWNER/NAME or NAME (default: the output folder's name)."
+    )
+    hub_private_repo: bool = option(True, "Whether the repository is private.")
+    hub_revision: str = option("main", "Branch to publish on; made where there is none.")
+    hub_tag: str | None = option(None, "Tag for the published result, such as v1.")
 
     def __post_init__(self) -> None:
         check_ranges(
@@ -355,6 +367,8 @@ class TrainingArguments:
             raise ValueError(
                 f"--checkpointing_steps {steps}: expected a number of steps, or 'epoch'."
             )
+        if not self.push_to_hub and (self.hub_model_id or self.hub_tag):
+            raise ValueError("--hub_model_id and --hub_tag need --push_to_hub true.")
 
 
 @dataclass
@@ -585,6 +599,49 @@ class EmbedArguments:
 
 
 @dataclass
+class PushArguments:
+    _argument_group_name = "publishing"
+
+    model_dir: str = option(
+        "runs/finetuned", "The checkpoint to publish: a training's output, or an export of it."
+    )
+    hub_model_id: str | None = option(
+        None, "Repository, OWNER/NAME or NAME (default: the model folder's name)."
+    )
+    hub_private_repo: bool = option(True, "Whether the repository is private.")
+    hub_revision: str = option("main", "Branch to publish on; made where there is none.")
+    hub_tag: str | None = option(None, "Tag for the published result, such as v1.")
+    commit_message: str = option("Publish the model", "What the commit is called.")
+    evaluation_dir: str | None = option(
+        None, "What evaluate.py wrote about this model: for the card, and its figures."
+    )
+    pretraining_dir: str | None = option(
+        None, "The pretraining checkpoint, to be published in pretraining/ of the same repository."
+    )
+    training_dir: str | None = option(
+        None,
+        "Where the training left its records, if --model_dir is an export of its output (default: "
+        "where the export says).",
+    )
+    audit_file: str | None = option(None, "audit.json of audit.py: its findings go into the card.")
+    include: list[str] = option(
+        [], "Patterns of files to publish although they are not on the list; look at them first."
+    )
+    license: str | None = option(None, "Of the weights, as the Hub names it, such as apache-2.0.")
+    license_name: str | None = option(None, "Its name, where --license is other.")
+    dataset_title: str | None = option(None, "What the card calls the data.")
+    base_model: str | None = option(None, "The Hub's model that the training started from.")
+    watts: float | None = option(
+        None, "Power of the machine in training, for the card's energy (default: an assumption)."
+    )
+    card_only: bool = option(False, "Write README.md into --model_dir, and publish nothing.")
+    dry_run: bool = option(False, "Say what would be published and what not; ask nobody.")
+
+    def __post_init__(self) -> None:
+        check_ranges(self, watts=(0, None))
+
+
+@dataclass
 class CrossValidateArguments:
     _argument_group_name = "protocol"
 
@@ -653,5 +710,6 @@ SCRIPTS: dict[str, tuple[type, ...]] = {
     "predict": (PredictArguments,),
     "audit": (DataArguments, AuditArguments),
     "embed": (DataArguments, EmbedArguments),
+    "push_to_hub": (PushArguments,),
     "cross_validate": (DataArguments, CrossValidateArguments),
 }

@@ -4,6 +4,8 @@ import importlib.util
 import json
 import logging
 import os
+import platform
+import re
 import shutil
 import sys
 import time
@@ -209,22 +211,24 @@ def save_checkpoint(
     """Weights, config, the model's code, and the `ViTImageProcessor` that prepares its images. A
     one-channel model's processor repeats its one mean and spread, since pipelines feed RGB."""
     save_with_code(model, folder)
-    size = model.config.image_size
+    write_json(folder / "preprocessor_config.json", processor_config(model.config, statistics))
+
+
+def processor_config(config: Any, statistics: tuple[list[float], list[float]]) -> dict[str, Any]:
+    """The `ViTImageProcessor` of a model, as its preprocessor_config.json has it."""
+    size = config.image_size
     height, width = (size, size) if isinstance(size, int) else size
-    write_json(
-        folder / "preprocessor_config.json",
-        {
-            "image_processor_type": "ViTImageProcessor",
-            "do_resize": True,
-            "size": {"height": height, "width": width},
-            "resample": 2,
-            "do_rescale": True,
-            "rescale_factor": 1 / 255,
-            "do_normalize": True,
-            "image_mean": statistics[0],
-            "image_std": statistics[1],
-        },
-    )
+    return {
+        "image_processor_type": "ViTImageProcessor",
+        "do_resize": True,
+        "size": {"height": height, "width": width},
+        "resample": 2,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": statistics[0],
+        "image_std": statistics[1],
+    }
 
 
 def save_run(
@@ -243,6 +247,24 @@ def save_run(
         return
     how = {"split_column": data.split_column, "group_column_name": data.group_column_name}
     write_splits(output / "splits.json", dataset, splits, how)
+
+
+def hardware(accelerator: Accelerator) -> dict[str, Any]:
+    """What a run ran on: the kind and name of its device, processes, and threads of each."""
+    kind = accelerator.device.type
+    if kind == "cuda":
+        name = torch.cuda.get_device_name(accelerator.device)
+    else:
+        facts = Path("/proc/cpuinfo")
+        text = facts.read_text() if kind == "cpu" and facts.is_file() else ""
+        named = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+        name = named[1] if named else platform.machine()
+    return {
+        "device": kind,
+        "name": name,
+        "processes": accelerator.num_processes,
+        "threads": torch.get_num_threads(),
+    }
 
 
 def versions() -> dict[str, str]:

@@ -49,6 +49,7 @@ from .runs import (
     open_images,
     whole_model,
 )
+from .uploads import start_uploads
 
 logger = logging.getLogger("sssd_hf")
 
@@ -293,6 +294,7 @@ def main(argv: list[str] | None = None) -> int:
         image_names=names_of(dataset, images),
     )
     log = Log(output / "metrics.jsonl" if accelerator.is_main_process else None)
+    uploads = start_uploads(training, accelerator, model, statistics, settings.total_steps)
     results = fit(
         accelerator,
         model,
@@ -303,6 +305,7 @@ def main(argv: list[str] | None = None) -> int:
         log,
         betas=(0.9, 0.999),
         layer_decay=training.layer_decay,
+        uploads=uploads,
     )
     if best.weights:
         load_model(model, best.weights)
@@ -328,5 +331,5 @@ def main(argv: list[str] | None = None) -> int:
         **best.record,
         **results,
     }
-    finish_run(output, model, statistics, log, accelerator, results)
+    finish_run(output, model, statistics, log, accelerator, results, uploads)
     return 0

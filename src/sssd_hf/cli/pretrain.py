@@ -41,6 +41,7 @@ from .runs import (
     open_images,
     whole_model,
 )
+from .uploads import start_uploads
 
 logger = logging.getLogger("sssd_hf")
 
@@ -300,7 +301,18 @@ def main(argv: list[str] | None = None) -> int:
     log = Log(
         output / "metrics.jsonl" if accelerator.is_main_process else None, watch=CollapseMonitor()
     )
-    results = fit(accelerator, model, feed, stage, settings, arguments, log, betas=(0.9, 0.95))
+    uploads = start_uploads(training, accelerator, model, statistics, settings.total_steps)
+    results = fit(
+        accelerator,
+        model,
+        feed,
+        stage,
+        settings,
+        arguments,
+        log,
+        betas=(0.9, 0.95),
+        uploads=uploads,
+    )
     model = whole_model(model)
     if not accelerator.is_main_process:
         return 0
@@ -308,5 +320,5 @@ def main(argv: list[str] | None = None) -> int:
     if held_out is not None:
         write_reconstructions(model, held_out, statistics, output / "reconstructions.png")
     results = {"num_train_images": feed.num_images, **results}
-    finish_run(output, model, statistics, log, accelerator, results)
+    finish_run(output, model, statistics, log, accelerator, results, uploads)
     return 0
