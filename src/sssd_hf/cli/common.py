@@ -21,7 +21,7 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN as IMAGENET_MEAN
 from transformers.image_utils import IMAGENET_DEFAULT_STD as IMAGENET_STD
 from transformers.utils import cached_file
 
-from ..configuration_sssd import SSSDConfig
+from ..configuration_sssd import SSSDConfig, as_pair
 from ..conversion_sssd import grey_statistics
 from ..data.splits import write_splits
 from ..hub.remote_code import save_with_code
@@ -203,28 +203,31 @@ def write_json(path: Path, value: Any) -> None:
     temporary.replace(path)
 
 
+def processor_fields(
+    config: SSSDConfig, statistics: tuple[list[float], list[float]]
+) -> dict[str, Any]:
+    """preprocessor_config.json of a model: the `ViTImageProcessor` that prepares its images."""
+    height, width = as_pair(config.image_size)
+    return {
+        "image_processor_type": "ViTImageProcessor",
+        "do_resize": True,
+        "size": {"height": height, "width": width},
+        "resample": 2,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": statistics[0],
+        "image_std": statistics[1],
+    }
+
+
 def save_checkpoint(
     model: torch.nn.Module, folder: Path, statistics: tuple[list[float], list[float]]
 ) -> None:
     """Weights, config, the model's code, and the `ViTImageProcessor` that prepares its images. A
     one-channel model's processor repeats its one mean and spread, since pipelines feed RGB."""
     save_with_code(model, folder)
-    size = model.config.image_size
-    height, width = (size, size) if isinstance(size, int) else size
-    write_json(
-        folder / "preprocessor_config.json",
-        {
-            "image_processor_type": "ViTImageProcessor",
-            "do_resize": True,
-            "size": {"height": height, "width": width},
-            "resample": 2,
-            "do_rescale": True,
-            "rescale_factor": 1 / 255,
-            "do_normalize": True,
-            "image_mean": statistics[0],
-            "image_std": statistics[1],
-        },
-    )
+    write_json(folder / "preprocessor_config.json", processor_fields(model.config, statistics))
 
 
 def save_run(

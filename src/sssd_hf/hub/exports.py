@@ -92,12 +92,12 @@ def with_three_channels(model: SSSDForImageClassification) -> SSSDForImageClassi
 
 def with_folded_temperature(model: SSSDForImageClassification) -> SSSDForImageClassification:
     """A copy whose logits are divided by the calibration's temperature, so that their softmax is
-    the calibrated probability; its calibration then has temperature 1 and says what was folded.
+    the calibrated probability; its config says so, and its calibration has temperature 1.
 
     Raises:
         ValueError: the model has no calibration.
     """
-    calibration = getattr(model.config, "calibration", None)
+    calibration = model.config.calibration
     if not calibration:
         raise ValueError(
             "--fold_temperature: the model's config has no calibration. Fit one (fine-tuning does, "
@@ -109,11 +109,8 @@ def with_folded_temperature(model: SSSDForImageClassification) -> SSSDForImageCl
     with torch.no_grad():
         result.classifier.weight.div_(temperature)
         result.classifier.bias.div_(temperature)
-    result.config.calibration = {
-        **calibration,
-        "temperature": 1.0,
-        "folded_temperature": temperature,
-    }
+    result.config.calibration = {**calibration, "temperature": 1.0}
+    result.config.folded_temperature = temperature
     return result.eval()
 
 
@@ -130,7 +127,8 @@ def _save(config: PretrainedConfig, weights: StateDict, folder: Path, architectu
 
 def _marks(config: PretrainedConfig) -> dict[str, Any]:
     """Fields that no stock class reads, but that travel in its config."""
-    found = {name: getattr(config, name, None) for name in ("calibration", "preparation")}
+    names = ("calibration", "folded_temperature", "preparation")
+    found = {name: getattr(config, name, None) for name in names}
     return {name: value for name, value in found.items() if value is not None}
 
 
@@ -161,16 +159,15 @@ def export_dinov2(model: SSSDForImageClassification, folder: Path) -> None:
     Raises:
         ValueError: the image or patch is not square, or the MLP's width no multiple of the model's.
     """
-    config, fields = model.config, config_to_stock(model.config.to_dict(), "vit")
+    config = model.config
+    # as if the CLS token were read: the head is made below
+    fields = config_to_stock({**config.to_dict(), "pooling": "cls"}, "vit")
     grid, width = config.grid_size, config.hidden_size
     if grid[0] != grid[1] or len(set(as_pair(config.patch_size))) > 1:
         raise ValueError(
             f"--to dinov2: image_size={config.image_size} with patch_size={config.patch_size}: the "
-            "stock class holds square images and patches alone. Export by --to timm or onnx."
-            if config.pooling == "mean"
-            else f"--to dinov2: image_size={config.image_size} with "
-            f"patch_size={config.patch_size}: the stock class holds square images and patches "
-            "alone. Export by --to vit."
+            "stock class holds square images and patches alone. Export by --to timm or onnx, or, "
+            "with pooling='cls', --to vit."
         )
     ratio, rest = divmod(fields.pop("intermediate_size"), width)
     if rest:
@@ -328,9 +325,7 @@ def check_vit_mae(model: SSSDForPreTraining, folder: Path) -> float:
     """
     stock = _load_stock(ViTMAEForPreTraining, folder)
     images = random_images(model, 2, model.config.num_channels)
-    noise = torch.rand(
-        2, model.config.num_patches, generator=torch.Generator().manual_seed(0)
-    )
+    noise = torch.rand(2, model.config.num_patches, generator=torch.Generator().manual_seed(0))
     difference = stock(images, noise=noise).logits - model(images, noise=noise).logits
     return difference.abs().max().item()
 

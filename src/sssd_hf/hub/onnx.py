@@ -52,7 +52,7 @@ def facts_of(
 ) -> dict[str, Any]:
     """What a user of the file needs to know beside it; plain values."""
     config = model.config
-    calibration = getattr(config, "calibration", None) or {}
+    calibration = config.calibration or {}
     temperature = calibration.get("temperature", 1.0)
     return {
         "source": source,
@@ -69,11 +69,12 @@ def facts_of(
             "image_mean": processor["image_mean"],
             "image_std": processor["image_std"],
             # where the resizing above is not how the model's images were made
-            "preparation": getattr(config, "preparation", None),
+            "preparation": config.preparation,
         },
         "temperature": temperature,
         "threshold": calibration.get("threshold"),
         "calibration": calibration or None,
+        "folded_temperature": getattr(config, "folded_temperature", None),
         "outputs": {
             "logits": "of the model, as they are",
             "probabilities": "sigmoid"

@@ -93,50 +93,44 @@ def quantize(source: Path, target: Path, calibration: torch.Tensor | None) -> No
     prepared.unlink()
 
 
-def classify_onnx(session: Any, pixel_values: torch.Tensor) -> np.ndarray:
-    """(images,) the most probable class of each of normalised images."""
-    parts = [run_session(session, part)[0].argmax(1) for part in pixel_values.split(_BATCH)]
-    return np.concatenate(parts)
+def classify_onnx(session: Any) -> Callable[[torch.Tensor], np.ndarray]:
+    """Normalised images -> (images,) the most probable class of each."""
+    return lambda pixel_values: run_session(session, pixel_values)[0].argmax(1)
 
 
-def images_per_second(run: Callable[[int], Any], batch: int, repeats: int = 7) -> float:
-    """`run(batch)` classifies so many images; the median of `repeats` after one to warm up."""
+def images_per_second(run: Callable[[Any], Any], batch: Any, repeats: int) -> float:
+    """How many images of `batch` are done in a second: the median of `repeats`, after a warm-up."""
     run(batch)
     seconds = []
     for _ in range(repeats):
         start = time.perf_counter()
         run(batch)
         seconds.append(time.perf_counter() - start)
-    return batch / statistics.median(seconds)
+    return len(batch) / statistics.median(seconds)
 
 
 def measure(
-    classify: Callable[[Any], Any], images: Any, labels: np.ndarray | None
-) -> dict[str, float | None]:
-    """Accuracy of `classify` (images -> classes) and its speed at batch sizes 1 and 32.
+    classify: Callable[[Any], np.ndarray],
+    images: Any,
+    labels: np.ndarray,
+    prepare: Callable[[Any], Any] = lambda images: images,
+) -> dict[str, float]:
+    """Accuracy of `classify` (prepared images -> classes), and its speed at batch sizes 1 and 32.
 
     Args:
-        images: a sequence of which parts may be taken (a tensor, a list).
-        labels: (images,) classes, or None where they are not known.
+        images: a tensor or list, of which parts are taken.
+        labels: (images,) classes.
+        prepare: makes of a part of `images` what `classify` takes; not counted in the speed.
     """
-
-    def run(batch: int) -> None:
-        # short sets are gone through again
-        classify(images[:batch] if len(images) >= batch else _repeat(images, batch))
-
-    accuracy = None if labels is None else float((classify(images) == labels).mean())
+    parts = range(0, len(images), _BATCH)
+    found = [classify(prepare(images[start : start + _BATCH])) for start in parts]
+    times = -(-32 // len(images))  # short sets are gone through again
+    many = images.repeat(times, 1, 1, 1) if isinstance(images, torch.Tensor) else images * times
     return {
-        "accuracy": accuracy,
-        "images_per_second_batch_1": images_per_second(run, 1, repeats=21),
-        "images_per_second_batch_32": images_per_second(run, 32),
+        "accuracy": float((np.concatenate(found) == labels).mean()),
+        "images_per_second_batch_1": images_per_second(classify, prepare(many[:1]), 21),
+        "images_per_second_batch_32": images_per_second(classify, prepare(many[:32]), 7),
     }
-
-
-def _repeat(images: Any, count: int) -> Any:
-    times = -(-count // len(images))
-    if isinstance(images, torch.Tensor):
-        return images.repeat(times, 1, 1, 1)[:count]
-    return (list(images) * times)[:count]
 
 
 def choose_int8(
@@ -145,13 +139,14 @@ def choose_int8(
     calibration: torch.Tensor,
     images: torch.Tensor,
     labels: np.ndarray,
-) -> tuple[str, dict[str, dict[str, float | None]]]:
+    prepare: Callable[[torch.Tensor], torch.Tensor],
+) -> tuple[str, dict[str, dict[str, float]]]:
     """Quantise in both ways and keep, as `target`, the faster one whose accuracy on `images` is at
     most `MAX_LOSS` below that of `source`.
 
     Args:
         calibration: normalised images of the training split.
-        images, labels: normalised images to judge on, not the test split's.
+        images, labels, prepare: as `measure`; what is judged on, not the test split.
 
     Returns:
         ("static" or "dynamic", {"fp32", "static", "dynamic": as `measure`}).
@@ -159,13 +154,11 @@ def choose_int8(
     Raises:
         ValueError: neither holds the accuracy.
     """
-    session = open_session(source)
-    found = {"fp32": measure(lambda x: classify_onnx(session, x), images, labels)}
+    found = {"fp32": measure(classify_onnx(open_session(source)), images, labels, prepare)}
     paths = {way: target.with_name(f"{way}.onnx") for way in ("static", "dynamic")}
     for way, path in paths.items():
         quantize(source, path, calibration if way == "static" else None)
-        candidate = open_session(path)
-        found[way] = measure(lambda x, s=candidate: classify_onnx(s, x), images, labels)
+        found[way] = measure(classify_onnx(open_session(path)), images, labels, prepare)
     good = [way for way in paths if found[way]["accuracy"] >= found["fp32"]["accuracy"] - MAX_LOSS]
     if not good:
         raise ValueError(
@@ -176,9 +169,7 @@ def choose_int8(
         )
 
     def speed(way: str) -> float:
-        return (
-            found[way]["images_per_second_batch_1"] * found[way]["images_per_second_batch_32"]
-        )
+        return found[way]["images_per_second_batch_1"] * found[way]["images_per_second_batch_32"]
 
     chosen = max(good, key=speed)
     paths.pop(chosen).replace(target)
