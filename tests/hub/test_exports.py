@@ -188,7 +188,7 @@ def test_timm_gets_the_names_and_arguments_of_its_own(source, output, pooling):
         ("vit", {"preparation": {"resize_mode": "letterbox"}}, ["letterbox", "squash"]),
         ("dinov2", {"image_size": (32, 48)}, ["image_size", "--to timm"]),
         ("dinov2", {"intermediate_size": 48}, ["intermediate_size=48", "hidden_size=32"]),
-        ("timm", {"hidden_act": "selu"}, ["hidden_act='selu'", "--to onnx"]),
+        ("timm", {"hidden_act": "mish"}, ["hidden_act='mish'", "--to onnx"]),
         ("onnx", {"id2label": {0: "a"}, "label2id": {"a": 0}}, ["num_labels=1"]),
         ("vit_mae", {}, ["decoder", "--to vit"]),
     ],
