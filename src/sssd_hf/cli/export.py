@@ -183,7 +183,7 @@ def export_onnx_form(
 
 
 _USE = {
-    "vit": 'pipeline("image-classification", model=FOLDER)  # transformers, 4.57 to 5.23 were tried',
+    "vit": 'pipeline("image-classification", model=FOLDER)  # transformers 4.57 to 5.23',
     "dinov2": 'pipeline("image-classification", model=FOLDER)  # transformers',
     "vit_mae": "ViTMAEForPreTraining.from_pretrained(FOLDER)  # transformers",
     "timm": 'timm.create_model("local-dir:" + FOLDER, pretrained=True)',
