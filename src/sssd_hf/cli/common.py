@@ -23,7 +23,7 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN as IMAGENET_MEAN
 from transformers.image_utils import IMAGENET_DEFAULT_STD as IMAGENET_STD
 from transformers.utils import cached_file
 
-from ..configuration_sssd import SSSDConfig
+from ..configuration_sssd import SSSDConfig, as_pair
 from ..conversion_sssd import grey_statistics
 from ..data.splits import write_splits
 from ..hub.remote_code import save_with_code
@@ -205,19 +205,11 @@ def write_json(path: Path, value: Any) -> None:
     temporary.replace(path)
 
 
-def save_checkpoint(
-    model: torch.nn.Module, folder: Path, statistics: tuple[list[float], list[float]]
-) -> None:
-    """Weights, config, the model's code, and the `ViTImageProcessor` that prepares its images. A
-    one-channel model's processor repeats its one mean and spread, since pipelines feed RGB."""
-    save_with_code(model, folder)
-    write_json(folder / "preprocessor_config.json", processor_config(model.config, statistics))
-
-
-def processor_config(config: Any, statistics: tuple[list[float], list[float]]) -> dict[str, Any]:
-    """The `ViTImageProcessor` of a model, as its preprocessor_config.json has it."""
-    size = config.image_size
-    height, width = (size, size) if isinstance(size, int) else size
+def processor_fields(
+    config: SSSDConfig, statistics: tuple[list[float], list[float]]
+) -> dict[str, Any]:
+    """preprocessor_config.json of a model: the `ViTImageProcessor` that prepares its images."""
+    height, width = as_pair(config.image_size)
     return {
         "image_processor_type": "ViTImageProcessor",
         "do_resize": True,
@@ -229,6 +221,15 @@ def processor_config(config: Any, statistics: tuple[list[float], list[float]]) -
         "image_mean": statistics[0],
         "image_std": statistics[1],
     }
+
+
+def save_checkpoint(
+    model: torch.nn.Module, folder: Path, statistics: tuple[list[float], list[float]]
+) -> None:
+    """Weights, config, the model's code, and the `ViTImageProcessor` that prepares its images. A
+    one-channel model's processor repeats its one mean and spread, since pipelines feed RGB."""
+    save_with_code(model, folder)
+    write_json(folder / "preprocessor_config.json", processor_fields(model.config, statistics))
 
 
 def save_run(

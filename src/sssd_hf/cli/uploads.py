@@ -17,7 +17,7 @@ from ..hub.publishing import log_refused, plan_files
 from ..hub.push import HubError, Target, full_name, open_repository, push, require_token
 from ..hub.remote_code import code_files, config_with_code
 from .arguments import PushArguments, TrainingArguments
-from .common import processor_config
+from .common import processor_fields
 from .parsing import as_dict
 
 logger = logging.getLogger("sssd_hf")
@@ -156,6 +156,6 @@ def start_uploads(
         logger.warning(f"{error} The training starts; its states are published once that works.")
     files: dict[str, Path | bytes] = {path.name: path for path in code_files()}
     files["config.json"] = config_with_code(model).encode()
-    processor = processor_config(model.config, statistics)
-    files["preprocessor_config.json"] = json.dumps(processor, indent=2).encode()
+    processor = processor_fields(model.config, statistics)
+    files["preprocessor_fields.json"] = json.dumps(processor, indent=2).encode()
     return RunUploads(target, output, files, total_steps)
