@@ -160,6 +160,10 @@ class EarlyStopping:
     def finished(self) -> bool:
         return 0 < self.patience <= self.since
 
+    def finished_with(self, score: float) -> bool:
+        """Whether it would be, were this score offered."""
+        return 0 < self.patience <= self.since + 1 and not score > self.best
+
     def state(self) -> dict[str, float]:
         return {"best": self.best, "since": self.since}
 
@@ -267,9 +271,7 @@ def finish_run(
 
     save_checkpoint(model, output, statistics)
     plot_training_curves(output / "metrics.jsonl", output / "curves.png")
-    last: dict[str, Any] = {"num_processes": accelerator.num_processes}
-    for record in log.records:
-        last |= record
-    write_json(output / "all_results.json", to_json(last | results | {"versions": versions()}))
+    results = {"num_processes": accelerator.num_processes, **log.last, **results}
+    write_json(output / "all_results.json", to_json(results | {"versions": versions()}))
     minutes, rate = results["train_runtime"] / 60, results["train_images_per_second"]
     logger.info(f"done in {minutes:.1f} min, {rate:.0f} images/s; checkpoint in {output}")
