@@ -40,7 +40,7 @@ def _group_indices(groups, count):
     return np.unique(check_groups(groups, count), return_inverse=True)[1]
 
 
-def _draw_multiplicities(generator, strata, num_resamples):
+def draw_groups(generator, strata, num_resamples):
     """How often each group is drawn [R, G]: with replacement, within its stratum (int [G])."""
     multiplicities = np.empty((num_resamples, len(strata)))
     for stratum in np.unique(strata):
@@ -84,7 +84,7 @@ def bootstrap_samples(
     rows = max(1, CHUNK_ELEMENTS // len(labels))
     samples = [{name: [] for name in NAMES} for _ in checked]
     for start in range(0, num_resamples, rows):
-        drawn = _draw_multiplicities(generator, strata, min(rows, num_resamples - start))
+        drawn = draw_groups(generator, strata, min(rows, num_resamples - start))
         weights = drawn[:, group_index]  # (resamples, images)
         for parts, (_, probabilities) in zip(samples, checked, strict=True):
             for name, values in resampled_metrics(labels, probabilities, weights).items():
