@@ -9,6 +9,8 @@ import re
 import shutil
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ from ..data.splits import write_splits
 from ..hub.remote_code import save_with_code
 from ..training.signals import EXIT_STATUS, Interrupted
 from .arguments import DataArguments, TrainingArguments
+from .locking import alone_in
 from .parsing import as_dict
 
 logger = logging.getLogger("sssd_hf")
@@ -115,27 +118,43 @@ def prepare_sharding(plugin: Any | None) -> None:
         )
 
 
-def start(training: TrainingArguments) -> Accelerator | None:
-    """The accelerator, seeded, with its output folder; None where the run to resume has ended."""
+@contextmanager
+def started(training: TrainingArguments) -> Iterator[Accelerator | None]:
+    """The accelerator, seeded, with its output folder, which no other run may use meanwhile; None
+    where the run to resume has ended.
+
+    Raises:
+        ValueError: options that do not go together, or with what the folder holds.
+    """
     precision = training.mixed_precision
     chosen = precision or os.environ.get("ACCELERATE_MIXED_PRECISION")  # accelerate launch's
     if chosen is None and torch.cuda.is_available() and torch.cuda.is_bf16_supported():
         precision = "bf16"
-    output, resume = Path(training.output_dir), training.resume_from_checkpoint
-    if resume and training.overwrite_output_dir:
+    if training.resume_from_checkpoint and training.overwrite_output_dir:
         raise ValueError("Give --resume_from_checkpoint or --overwrite_output_dir, not both.")
     trackers = trackers_of(training.report_to)
     accelerator = Accelerator(
-        mixed_precision=precision, log_with=trackers or None, project_dir=output
+        mixed_precision=precision, log_with=trackers or None, project_dir=training.output_dir
     )
     prepare_sharding(getattr(accelerator.state, "fsdp_plugin", None))
     set_seed(training.seed)
     if not accelerator.is_main_process:
         logging.getLogger("sssd_hf").setLevel(logging.ERROR)  # each message once
+    with alone_in(Path(training.output_dir), accelerator):
+        yield accelerator if prepare_output(training, accelerator) else None
+
+
+def prepare_output(training: TrainingArguments, accelerator: Accelerator) -> bool:
+    """Make the output folder ready; False where it holds the run to resume, and that has ended.
+
+    Raises:
+        ValueError: it holds a run, and the options do not say what to do with that.
+    """
+    output, resume = Path(training.output_dir), training.resume_from_checkpoint
     if (output / "all_results.json").exists() and not training.overwrite_output_dir:
         if resume:
             logger.info(f"--output_dir {output} holds the finished run: nothing is left to do")
-            return None
+            return False
         raise ValueError(
             f"--output_dir {output} holds a finished run. Name another folder, or pass "
             "--overwrite_output_dir true."
@@ -149,7 +168,6 @@ def start(training: TrainingArguments) -> Accelerator | None:
         )
     accelerator.wait_for_everyone()  # before the main process changes what the others look at
     if accelerator.is_main_process:
-        output.mkdir(parents=True, exist_ok=True)
         for name in ("all_results.json", "bad_files.csv"):  # the former marks a finished run
             (output / name).unlink(missing_ok=True)
         if not resume:
@@ -160,7 +178,7 @@ def start(training: TrainingArguments) -> Accelerator | None:
             f"precision {accelerator.mixed_precision}, torch threads {torch.get_num_threads()}"
         )
     accelerator.wait_for_everyone()
-    return accelerator
+    return True
 
 
 def check_checkpoint(name: str | None) -> None:

@@ -162,6 +162,10 @@ class EarlyStopping:
     def finished(self) -> bool:
         return 0 < self.patience <= self.since
 
+    def finished_with(self, score: float) -> bool:
+        """Whether it would be, were this score offered."""
+        return 0 < self.patience <= self.since + 1 and not score > self.best
+
     def state(self) -> dict[str, float]:
         return {"best": self.best, "since": self.since}
 
@@ -277,10 +281,8 @@ def finish_run(
 
     save_checkpoint(model, output, statistics)
     plot_training_curves(output / "metrics.jsonl", output / "curves.png")
-    last: dict[str, Any] = {"num_processes": accelerator.num_processes}
-    for record in log.records:
-        last |= record
-    last |= {**results, "hardware": hardware(accelerator), "versions": versions()}
+    last = {"num_processes": accelerator.num_processes, **log.last, **results}
+    last |= {"hardware": hardware(accelerator), "versions": versions()}
     write_json(output / "all_results.json", to_json(last))
     try:
         write_card(output, options=CardOptions(uploads.repo_id if uploads else None))
