@@ -5,8 +5,20 @@
 after `make demo`. For each method: how often a map's peak falls on a lesion (the pointing game, on
 all test slices with lesions, the class explained being `opacity`), with a 95 % bootstrap interval
 over patients; what a random cell and the best fixed cell would hit; the rank correlation with the
-maps of the same model with random weights (classifier alone; all layers); and the time. About a
-minute on one core.
+maps of the same model with random weights (classifier alone; all layers); and the time.
+
+Expected, some minutes on one core: 140 slices of 35 patients, random cell 0.05, best fixed cell
+0.49. Of one training each: the demo's model (mean pooling) and one fine-tuned with --pooling cls.
+
+                        peak on a lesion, mean       peak on a lesion, CLS
+    attention_rollout   0.64 (0.53 to 0.75)          0.11 (0.04 to 0.19)
+    gradient_attention  0.56 (0.44 to 0.66)          0.81 (0.73 to 0.87)
+    grad_cam            0.38 (0.27 to 0.49)          0.11 (0.07 to 0.16)
+    occlusion           0.57 (0.45 to 0.69)          0.66 (0.54 to 0.78)
+    leave_out           0.67 (0.57 to 0.76)          0.72 (0.61 to 0.81)
+
+All depend on the weights (correlation with all drawn anew: at most 0.11); rollout does not on the
+classifier (1.00), and gradient_attention with mean pooling but in part (0.72).
 """
 
 import argparse
@@ -28,7 +40,7 @@ from sssd_hf.modeling_sssd import SSSDForImageClassification
 
 
 def slices_with_lesions(model, model_name, data_dir):
-    """(pixel_values, masks, patients, share rightly classified) of the test split's opacities."""
+    """(pixel_values, masks, patients) of the test split's opacities."""
     dataset = load_images(data_dir)
     columns = {name: dataset[name][:] for name in ("file_name", "label", "patient_id", "split")}
     names = dataset.features["label"].names
