@@ -126,6 +126,7 @@ class DataArguments:
     )
 
     def __post_init__(self) -> None:
+        self.group_column_name = self.group_column_name or None  # '' undoes a recipe's
         check_ranges(
             self,
             max_train_samples=(1, None),
@@ -698,6 +699,21 @@ class CrossValidateArguments:
 
 
 @dataclass
+class ReproduceArguments:
+    _argument_group_name = "study"
+
+    data_dir: str | None = option(None, "Folder of the images of the recipe's data set.")
+    external_dir: str | None = option(
+        None, "Where the folders of other sets lie (default: beside --data_dir)."
+    )
+    variants: str = option("", "Variants of the recipe's plan, by comma (default: all).")
+    protocols: str = option("", "Protocols of the recipe's plan, by comma (default: all).")
+    output_dir: str = option("runs/reproduce", "Where checkpoints, evaluations and reports go.")
+    results_dir: str = option("recipes/results", "Where the record of each run goes.")
+    tables_only: bool = option(False, "Write the tables from the records that are there.")
+
+
+@dataclass
 class ExportArguments:
     _argument_group_name = "export"
 
@@ -748,4 +764,5 @@ SCRIPTS: dict[str, tuple[type, ...]] = {
     "push_to_hub": (PushArguments,),
     "cross_validate": (DataArguments, CrossValidateArguments),
     "export": (DataArguments, ExportArguments),
+    "reproduce": (ReproduceArguments,),
 }
