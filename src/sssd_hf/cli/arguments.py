@@ -479,6 +479,18 @@ class PredictArguments:
         None, "Where to write: .csv or .jsonl (default: CSV to the screen)."
     )
     per_device_eval_batch_size: int = option(64, "Images in one pass.")
+    aggregate_by: str = option(
+        "none",
+        "One answer for each file (a volume, a multi-frame DICOM file) or folder (a series) "
+        "instead of each image.",
+        choices=["none", "file", "folder"],
+    )
+    aggregation: str = option(
+        "mean",
+        "How the images of one become one answer (calibrated, where the model is); its label is "
+        "the most probable class, for the threshold was fitted on single images.",
+        choices=list(AGGREGATIONS),
+    )
 
     def __post_init__(self) -> None:
         check_ranges(self, per_device_eval_batch_size=(1, None))
