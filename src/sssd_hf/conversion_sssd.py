@@ -269,6 +269,27 @@ def from_mae(checkpoint: dict[str, Any]) -> tuple[dict[str, Any], StateDict]:
     return fields, result
 
 
+def to_mae(state_dict: StateDict) -> StateDict:
+    """The inverse of `from_mae`: weights under the original MAE's names. A classifier's are those
+    of timm's `VisionTransformer`, from which MAE's code is made.
+
+    The distillation heads, which MAE lacks, are left out.
+    """
+    names = {own: theirs for theirs, own in _MAE_NAMES.items()}
+    result: StateDict = {}
+    for key, tensor in state_dict.items():
+        if key.startswith("distillation."):
+            continue
+        layer = re.fullmatch(r"(encoder|decoder)\.layers\.(\d+)\.(.+)", key)
+        if layer:
+            prefix = "decoder_blocks" if layer[1] == "decoder" else "blocks"
+            target = f"{prefix}.{layer[2]}.{re.sub(r'^attention[.]', 'attn.', layer[3])}"
+        else:
+            target = _rename(key, names)
+        result[target] = tensor
+    return result
+
+
 def interpolate_positions(
     table: torch.Tensor, grid: tuple[int, int], new_grid: tuple[int, int]
 ) -> torch.Tensor:
@@ -327,6 +348,15 @@ def to_one_channel(
         if name in result:  # rows: (pixel, channel)
             result[name] = result[name].unflatten(0, (patch_pixels, 3)).mean(1)
     return result
+
+
+def to_three_channels(state_dict: StateDict, weights: tuple[float, float, float]) -> StateDict:
+    """A one-channel classifier's state dict for RGB images, which it makes grey by the weighted sum
+    of the channels: equal to making them grey before the patch projection."""
+    name = "encoder.embeddings.projection.weight"
+    grey = state_dict[name]  # (width, 1, patch, patch)
+    scale = torch.tensor(weights, dtype=torch.float64, device=grey.device)[:, None, None]
+    return {**state_dict, name: (grey.double() * scale).to(grey.dtype)}
 
 
 def read_checkpoint(
@@ -486,6 +516,11 @@ def load_foreign(
         return ForeignCheckpoint(name, config_class(**fields), weights, *_IMAGENET)
     hub = {key: kwargs[key] for key in _HUB_OPTIONS if key in kwargs}
     fields, _ = PretrainedConfig.get_config_dict(name, **hub)
+    if not fields:
+        raise ValueError(
+            f"{name} has no config.json; expected a checkpoint of SSSD, ViTMAE or ViT. A PEFT "
+            "adapter is loaded by AutoModelForImageClassification, or by PeftModel on its base."
+        )
     if fields.get("model_type") != "sssd":
         config = config_class(**config_from_stock(fields))
         weights, (mean, std) = read_checkpoint(name, **hub)

@@ -278,6 +278,77 @@ def test_two_processes_stop_together_and_go_on_as_one(images, tmp_path, uninterr
     assert relative["loss"] < 1e-4  # of 400 steps, whose rounding differs adds up
 
 
+# the script, of which one process gets a signal in a batch of its evaluations, which take long
+SIGNALLED = """
+import os, signal, sys, time
+from sssd_hf.cli import batches, common, pretrain
+
+rank_batches, begun = batches.rank_batches, []
+
+def slow_batches(*arguments):
+    for batch in rank_batches(*arguments):
+        begun.append(batch)
+        if os.environ["RANK"] == "1" and len(begun) == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+            print("SENT", time.time(), file=sys.stderr, flush=True)
+        time.sleep(1)
+        yield batch
+
+batches.rank_batches = pretrain.rank_batches = slow_batches
+common.run_script(pretrain.main)
+"""
+
+
+def test_two_processes_leave_an_evaluation_together(images, tmp_path):
+    """3 batches of each process in an evaluation of 6 images; the second one is broken off."""
+    options = [*MODEL, "--distillation", "sd_mae", "--ema_decay", "0.9", "--probe_epochs", "0"]
+    options += ["--per_device_train_batch_size", "4", "--per_device_eval_batch_size", "1"]
+    whole, output, script = tmp_path / "whole", tmp_path / "out", tmp_path / "signalled.py"
+    _, expected, _ = launch(TWO, "pretrain", images, whole, *options)
+    script.write_text(SIGNALLED)
+    line = command(TWO, "pretrain", images, output, *options)
+    line[len(TWO)] = str(script)
+    stopped = subprocess.run(line, capture_output=True, text=True, timeout=100, env=environment())
+    assert stopped.returncode != 0
+    assert time.time() - float(stopped.stderr.partition("SENT ")[2].split()[0]) < 10
+    assert "after step 8 of 10; the state is saved" in stopped.stderr, stopped.stderr
+    lines = [json.loads(text) for text in (output / "metrics.jsonl").read_text().splitlines()]
+    assert max(differences(expected[: len(lines)], lines).values()) == 0
+    assert [r["step"] for r in lines if "loss" not in r] == [4]
+    _, records, messages = launch(TWO, "pretrain", images, output, *options, *RESUME)
+    assert "going on after step 8" in messages
+    assert max(differences(expected, records).values()) == 0
+    assert weights(output) == weights(whole)
+
+
+def test_a_second_run_into_the_folder_is_refused(images, tmp_path, uninterrupted):
+    """Also one of two processes. The first goes on; killed, it holds up nobody."""
+    output, options = tmp_path / "out", [*MODEL, *LONG, "--checkpointing_steps", "20"]
+    line = command([sys.executable], "pretrain", images, output, *options)
+    line += ["--per_device_train_batch_size", "4"]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": environment()}
+    first = subprocess.Popen(line, **quiet)
+    try:
+        while not list(output.glob("checkpoints/step-*")):
+            assert first.poll() is None
+            time.sleep(0.1)
+        first.send_signal(signal.SIGSTOP)  # it would end before the others have begun
+        for launcher in ([sys.executable], TWO):
+            second = command(launcher, "pretrain", images, output, *options, *RESUME)
+            done = subprocess.run(
+                second, capture_output=True, text=True, timeout=100, env=environment()
+            )
+            assert done.returncode == 1
+            assert f"error: --output_dir {output}: another run is writing there" in done.stderr
+    finally:
+        first.kill()
+        first.wait()
+    assert (output / ".run.lock").exists()
+    launch(line[:1], "pretrain", images, output, *options, *line[-2:], *RESUME)
+    assert weights(output) == weights(uninterrupted)
+    assert not (output / ".run.lock").exists()
+
+
 def test_another_global_batch_is_refused(images, tmp_path):
     output = tmp_path / "out"
     options = [*MODEL, "--checkpointing_steps", "4", "--per_device_train_batch_size"]
@@ -287,3 +358,60 @@ def test_another_global_batch_is_refused(images, tmp_path):
     done = subprocess.run(line, capture_output=True, text=True, timeout=200, env=environment())
     assert done.returncode == 1
     assert "began with 4 images a step, here it is 8" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Class folders of 24 images, whose file names say nothing of splits."""
+    root = tmp_path_factory.mktemp("folders")
+    rng = np.random.default_rng(1)
+    for i in range(24):
+        pixels = rng.uniform(0, 60, (36, 36))
+        pixels[18 * (i % 2) :][:18] += 100
+        path = root / ("up" if i % 2 else "down") / f"{i:02d}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(pixels.astype(np.uint8)).save(path)
+    return root
+
+
+FOLDS = ["--cross_validation", "2", "--num_resamples", "20", *MODEL]
+
+
+def pooled(output):
+    return json.loads((output / "all_results.json").read_text())["pooled"]["metrics"]
+
+
+def test_a_cross_validation_killed_anywhere_goes_on(folders, tmp_path):
+    line = command(ONE, "cross_validate", folders, tmp_path / "whole", *FOLDS)
+    done = subprocess.run(line, capture_output=True, text=True, env=environment())
+    assert done.returncode == 0, done.stderr
+    line = command([sys.executable], "cross_validate", folders, tmp_path / "out", *FOLDS)
+    line += ["--checkpointing_steps", "1"]
+    for wanted in ("fold_0/pretrain/checkpoints", "fold_1/finetune/checkpoints"):
+        process = subprocess.Popen(
+            line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment()
+        )
+        deadline = time.monotonic() + 240
+        while not (tmp_path / "out" / wanted).is_dir():
+            assert process.poll() is None, process.stdout.read().decode()
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.kill()
+        process.wait()
+        assert not (tmp_path / "out" / "all_results.json").exists()
+    done = subprocess.run(line, capture_output=True, text=True, env=environment())
+    assert done.returncode == 0, done.stderr
+    assert "done before" in done.stdout
+    assert pooled(tmp_path / "out") == pooled(tmp_path / "whole")
+
+
+def test_a_cross_validation_of_two_processes(folders, tmp_path):
+    more = ["--skip_pretraining", "true", "--per_device_train_batch_size", "4"]
+    for launcher, output in ((ONE, "one"), (TWO, "two")):
+        batch = more if launcher is TWO else [*more[:3], "8"]
+        line = command(launcher, "cross_validate", folders, tmp_path / output, *FOLDS, *batch)
+        done = subprocess.run(line, capture_output=True, text=True, env=environment())
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("[1/4] fold 1 of 2: fine-tuning") == 1
+    one, two = pooled(tmp_path / "one"), pooled(tmp_path / "two")
+    assert two["log_loss"] == pytest.approx(one["log_loss"], rel=1e-3)

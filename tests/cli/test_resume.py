@@ -8,17 +8,22 @@ import signal
 import pytest
 from tiny_runs import COUNTS, SIZES, digest, read, records, run, write_images
 
-from sssd_hf.cli import finetune, pretrain, runs
+from sssd_hf.cli import batches, finetune, pretrain, runs
 from sssd_hf.training.signals import Interrupted
 
 RESUME = ["--resume_from_checkpoint", "latest"]
 STEPS = 9  # 22 images in steps of 8: three epochs of three, the last one of 6 images
 MIXING = ["--mixup_alpha", "0.4", "--cutmix_alpha", "1", "--balanced_sampling", "true"]
 PARTS = ["--gradient_accumulation_steps", "2", "--learning_rate", "2e-3", "--logging_steps", "2"]
+PARTS += ["--per_device_eval_batch_size", "2"]
 CASES = {
     "pretrain": (
         pretrain,
-        [*PARTS, "--distillation", "sd_mae", "--ema_decay", "0.9", "--probe_epochs", "1"],
+        [
+            *(*PARTS, "--distillation", "sd_mae", "--ema_decay", "0.9", "--probe_epochs", "1"),
+            # a score that counted twice would end the run
+            *("--eval_epochs", "1", "--early_stopping_patience", "1"),
+        ],
     ),
     "finetune": (
         finetune,
@@ -70,6 +75,29 @@ def signal_in_step(monkeypatch):
     return arm
 
 
+@pytest.fixture
+def signal_in_batch(monkeypatch):
+    """A function that lets this process get SIGTERM in a batch (1-based) of its evaluations, and
+    gives a list that grows by one with each of them."""
+    rank_batches = batches.rank_batches
+
+    def arm(number):
+        begun = []
+
+        def batches_with_signal(*arguments):
+            for batch in rank_batches(*arguments):
+                begun.append(batch)
+                if len(begun) == number:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                yield batch
+
+        for module in (batches, pretrain):
+            monkeypatch.setattr(module, "rank_batches", batches_with_signal)
+        return begun
+
+    return arm
+
+
 def same(output, expected):
     """Weights to the bit, log, and what all_results.json says of the result."""
     assert digest(output) == digest(expected)
@@ -103,6 +131,33 @@ def test_a_signal_in_any_step_loses_nothing(images, whole, tmp_path, signal_in_s
         run(script, images, output, *options, steps=STEPS)
     assert not (output / "all_results.json").exists()
     assert not (output / "model.safetensors").exists()
+    run(script, images, output, *options, *RESUME, steps=STEPS)
+    same(output, whole[case])
+
+
+# an evaluation of 8 held-out images in 4 batches; with the probe's, of 22 and 8 images, 19
+@pytest.mark.parametrize(
+    ("case", "number", "step"),
+    [
+        *(("pretrain", 2, 3), ("pretrain", 19 + 17, 6), ("pretrain", 38 + 5, 9)),
+        *(("finetune", 4 + 1, 6), ("finetune", 8 + 2, 9)),
+    ],
+)
+def test_a_signal_in_an_evaluation_breaks_it_off(
+    images, whole, tmp_path, signal_in_batch, case, number, step
+):
+    script, options = CASES[case]
+    output, begun = tmp_path / "out", signal_in_batch(number)
+    with pytest.raises(Interrupted, match=f"SIGTERM after step {step} of {STEPS}"):
+        run(script, images, output, *options, steps=STEPS)
+    assert len(begun) == number, "no batch more"
+    evaluated = [r["step"] for r in records(output) if "learning_rate" not in r]
+    assert evaluated == list(range(3, step, 3))
+    begun = signal_in_batch(2)  # the resumed run begins it anew, and is stopped in it too
+    with pytest.raises(Interrupted, match=f"SIGTERM after step {step} of {STEPS}"):
+        run(script, images, output, *options, *RESUME, steps=STEPS)
+    assert len(begun) == 2
+    signal_in_batch(0)
     run(script, images, output, *options, *RESUME, steps=STEPS)
     same(output, whole[case])
 

@@ -1,5 +1,6 @@
 import csv
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +10,7 @@ from scipy import ndimage
 from sklearn.metrics import roc_auc_score
 
 from sssd_hf.data import phantom
-from sssd_hf.data.phantom import CLASS_NAMES, make_phantoms, write_phantoms
+from sssd_hf.data.phantom import CLASS_NAMES, lesion_masks, make_phantoms, write_phantoms
 from sssd_hf.evaluation.baselines import thumbnail_baselines
 
 PATIENTS = 200  # the demo's number; 64 pixels a side, as a thumbnail sees no more of 128
@@ -81,6 +82,27 @@ def test_masks_belong_to_the_positives(few):
         assert item.lesion_mask.any() == (item.label == 1)
         if item.label:
             assert item.lesion_mask.sum() >= 40
+
+
+def test_masks_of_written_slices_are_those_they_were_drawn_with(tmp_path):
+    write_phantoms(tmp_path, 4, 3, image_size=48, seed=5, progress=False)
+    names = ["images/p0003_s2.png", "images/p0001_s0.png", "images/p0004_s1.png"]
+    masks = lesion_masks(tmp_path, names)
+    drawn = {f"images/{s.patient_id}_s{s.slice_index}.png": s for s in make_phantoms(4, 3, 48, 5)}
+    for name, mask in zip(names, masks, strict=True):
+        assert np.array_equal(mask, drawn[name].lesion_mask)
+        with Image.open(tmp_path / name) as picture:
+            assert np.array_equal(np.asarray(picture), drawn[name].image)
+        assert mask.any() == (drawn[name].label == 1)
+    for name in ("images/p0005_s0.png", "images/p0001_s3.png", "p0001_s0.png", "other.png"):
+        with pytest.raises(ValueError, match=re.escape(name)):
+            lesion_masks(tmp_path, [name])
+    note = json.loads((tmp_path / "phantom.json").read_text())
+    (tmp_path / "phantom.json").write_text(json.dumps(note | {"version": 1}))
+    with pytest.raises(ValueError, match=r"version 1.*anew"):
+        lesion_masks(tmp_path, names)
+    with pytest.raises(FileNotFoundError, match="no folder of phantoms"):
+        lesion_masks(tmp_path / "images", names)
 
 
 def test_lesions_are_visible_and_lie_in_the_lungs():

@@ -147,7 +147,7 @@ def test_stratum_of_a_mixed_group_is_its_majority():
 
 def test_whole_groups_are_drawn_from_the_stratum_of_their_majority():
     strata = np.array([0, 1, 0, 0, 1])
-    drawn = intervals._draw_multiplicities(np.random.default_rng(0), strata, 5000)
+    drawn = intervals.draw_groups(np.random.default_rng(0), strata, 5000)
     assert (drawn[:, strata == 0].sum(axis=1) == 3).all()
     assert (drawn[:, strata == 1].sum(axis=1) == 2).all()
     # of three draws among three, each group is missing with (2/3)^3, and comes once on average

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 
 from sssd_hf import SSSDConfig, SSSDForImageClassification, SSSDForPreTraining
+from sssd_hf.cli.batches import rank_batches
 from sssd_hf.training.averaging import WeightAverage
 from sssd_hf.training.checkpoints import CheckpointError, Checkpoints, read_checkpoint
 from sssd_hf.training.feeds import ImageFeed
@@ -24,7 +25,7 @@ from sssd_hf.training.log import Log
 from sssd_hf.training.loop import LoopSettings, Stage, train
 from sssd_hf.training.optimization import cosine_with_warmup
 from sssd_hf.training.seeding import epoch_order, image_seeds
-from sssd_hf.training.signals import Interrupted
+from sssd_hf.training.signals import BrokenOff, Interrupted, StopSignals
 
 FIELDS = {
     "hidden_size": 32,
@@ -91,7 +92,7 @@ def pretraining_stage(model, total_steps):
         batch_weight=lambda batch: torch.tensor(float(len(batch["pixel_values"]))),
         log_values=lambda output: {"reconstruction_loss": output.reconstruction_loss},
         after_step=after_step,
-        evaluate=lambda step: {},
+        evaluate=lambda step, heed_signals: {},
     )
 
 
@@ -102,7 +103,7 @@ def finetuning_stage(class_weights=CLASS_WEIGHTS):
         batch_weight=lambda batch: weights[batch["labels"]].sum(),
         log_values=lambda output: {},
         after_step=lambda step, sums: {},
-        evaluate=lambda step: {},
+        evaluate=lambda step, heed_signals: {},
     )
 
 
@@ -120,11 +121,12 @@ def run(accelerator, model, stage, settings, feed, path=None, **options):
         [p for p in model.parameters() if p.requires_grad], lr=RATE, weight_decay=DECAY, eps=EPS
     )
     prepared, optimizer = accelerator.prepare(model, optimizer)
-    log, schedule = Log(path), schedule_of(settings)
+    records = []
+    log, schedule = Log(path, watch=records.append), schedule_of(settings)
     result = train(
         accelerator, prepared, optimizer, schedule, feed, stage, settings, log, **options
     )
-    return log.records, result
+    return records, result
 
 
 def reference(model, total_steps, global_batch, loss_of, after_step=None, max_grad_norm=None):
@@ -350,7 +352,7 @@ def test_shares_of_processes_give_the_reference(preset):
     steps, threads = 7, Threads(3)
     settings = LoopSettings(steps, logging_steps=1)
     models = [pretraining_model(preset) for _ in range(3)]
-    logs, errors = [Log(None) for _ in range(3)], []
+    records, errors = [[] for _ in range(3)], []
 
     def work(rank):
         model = models[rank]
@@ -361,7 +363,8 @@ def test_shares_of_processes_give_the_reference(preset):
         stage = pretraining_stage(model, steps)
         try:
             accelerator = threads.accelerator(rank)
-            train(accelerator, model, optimizer, schedule, feed, stage, settings, logs[rank])
+            log = Log(None, watch=records[rank].append)
+            train(accelerator, model, optimizer, schedule, feed, stage, settings, log)
         except Exception as error:
             errors.append(error)
             threads.barrier.abort()
@@ -380,8 +383,32 @@ def test_shares_of_processes_give_the_reference(preset):
         expected.update_teacher(step, steps, output.distillation_statistics)
 
     losses, _ = reference(expected, steps, 12, pretraining_loss, after_step)
-    for model, log in zip(models, logs):
-        check_equal(model, expected, [r["loss"] for r in log.records], losses)
+    for model, lines in zip(models, records):
+        check_equal(model, expected, [r["loss"] for r in lines], losses)
+
+
+@pytest.mark.parametrize("told", [0, 1])
+def test_processes_leave_an_evaluation_together(told):
+    """Of 11 batches each of two processes has 6. One gets a signal in its third."""
+    threads, begun, left = Threads(2), [0, 0], []
+
+    def work(rank):
+        accelerator, signals = threads.accelerator(rank), StopSignals()
+        try:
+            for _ in rank_batches(11, 1, accelerator, partial(signals.heed, accelerator)):
+                begun[rank] += 1
+                if rank == told and begun[rank] == 3:
+                    signals.received = "SIGTERM"
+        except BrokenOff:
+            left.append(rank)
+
+    running = [threading.Thread(target=work, args=(rank,)) for rank in range(2)]
+    for thread in running:
+        thread.start()
+    for thread in running:
+        thread.join()
+    assert begun == [3, 3]
+    assert sorted(left) == [0, 1]
 
 
 @pytest.mark.parametrize("disk", ["free", "full"])
@@ -436,15 +463,15 @@ def test_a_checkpoint_by_time_is_written_once_a_time(disk, tmp_path, monkeypatch
 
 @pytest.mark.parametrize("moment", ["evaluate", "make_batch"])
 def test_a_signal_costs_no_step_after_it(accelerator, tmp_path, moment):
-    """Also one that comes during an evaluation, which may be long."""
+    """Also one that comes at the end of an evaluation."""
     stage, calls = finetuning_stage(), []
     inner = getattr(stage, moment)
 
-    def signalled(argument):
-        calls.append(argument)
+    def signalled(*arguments):
+        calls.append(arguments)
         if len(calls) == (1 if moment == "evaluate" else 4):
             os.kill(os.getpid(), signal.SIGTERM)
-        return inner(argument)
+        return inner(*arguments)
 
     setattr(stage, moment, signalled)
     checkpoints = Checkpoints(tmp_path)
@@ -567,7 +594,7 @@ def test_log_is_json_lines(accelerator, tmp_path):
     stage = finetuning_stage()
     evaluated = []
 
-    def evaluate(step):
+    def evaluate(step, heed_signals):
         evaluated.append(step)
         return {"eval_accuracy": 0.5, "eval_roc_auc": math.nan}
 
@@ -608,7 +635,7 @@ def test_speed_leaves_evaluation_out(accelerator, monkeypatch):
         clock.now += 1
         return inner(draw)
 
-    def evaluate(step):
+    def evaluate(step, heed_signals):
         clock.now += 100
         return {"eval_accuracy": 1.0}
 
@@ -658,7 +685,7 @@ def test_an_evaluation_that_is_due_when_a_signal_comes_is_made_up_for(accelerato
                 os.kill(os.getpid(), signal.SIGTERM)
             return inner(draw)
 
-        def evaluate(step):
+        def evaluate(step, heed_signals):
             evaluated.append(step)
             return {"eval_accuracy": step / 6}
 

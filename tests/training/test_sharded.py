@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 pytestmark = pytest.mark.slow
 
 WORKER = """
-import json, sys
+import json, os, signal, sys
 from functools import partial
 from pathlib import Path
 sys.path.insert(0, TESTS)
@@ -25,7 +25,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
-from sssd_hf.cli.batches import patch_features, predict_probabilities
+from sssd_hf.cli.batches import image_features, predict_probabilities
 from sssd_hf.cli.pretrain import held_out_losses
 from sssd_hf.cli.runs import whole_model
 from sssd_hf.data.cache import Images
@@ -34,11 +34,13 @@ from sssd_hf.training.checkpoints import Checkpoints
 from sssd_hf.training.log import Log
 from sssd_hf.training.loop import LoopSettings, train
 from sssd_hf.training.optimization import cosine_with_warmup
+from sssd_hf.training.signals import Interrupted
 from test_loop import (
     EPS, RATE, classifier, feed_of, finetuning_stage, pretraining_model, pretraining_stage)
 
 folder, resume, batch = Path(sys.argv[1]), sys.argv[2] or None, int(sys.argv[3])
-kind, policy = sys.argv[4:]
+kind, policy = sys.argv[4:6]
+signal_at = int(sys.argv[6])  # batch of its evaluations in which the second process is told to stop
 accelerator = Accelerator(cpu=True)
 if accelerator.num_processes > 1:
     AcceleratorState._shared_state["distributed_type"] = DistributedType.FSDP
@@ -61,13 +63,23 @@ held_out = torch.randint(0, 256, (7, 1, 32, 32), generator=torch.Generator().man
 held_out = Images(torch.arange(7), None, held_out.byte())
 common = held_out, ([0.5], [0.5]), 2
 
-def evaluate(step):
+batches = []
+
+def evaluate(step, heed):
+    def heed_signals():
+        heed()
+        batches.append(step)
+        if accelerator.process_index == 1 and len(batches) == signal_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+
     if kind == "finetune":
-        values = predict_probabilities(model, *common, accelerator)
+        values = predict_probabilities(model, *common, accelerator, heed_signals)
         return {"eval_probability": values[:, 0].mean()}
+    if resume and not batches:  # FSDP2's very first forward must be the whole model's, as it is in
+        held_out_losses(model, *common, accelerator)  # the evaluation of cli/pretrain.py
     # the encoder alone first: its weights must be gathered without the whole model's being called
-    features = patch_features(model, *common, accelerator)
-    losses = held_out_losses(model, *common, accelerator)
+    features = image_features(model, *common, accelerator, heed_signals)
+    losses = held_out_losses(model, *common, accelerator, heed_signals)
     return {"eval_feature": abs(features).mean(), **losses}
 
 if kind == "pretrain":
@@ -76,8 +88,14 @@ if kind == "pretrain":
 else:
     stage = finetuning_stage()
 stage.evaluate = evaluate
-train(accelerator, model, optimizer, schedule, feed, stage, settings, log, average, checkpoints,
-      resume)
+try:
+    train(accelerator, model, optimizer, schedule, feed, stage, settings, log, average, checkpoints,
+          resume)
+except Interrupted as stop:
+    assert f"after step {batches[-1]} of 12" in str(stop), stop
+    assert len(batches) == signal_at, (batches, signal_at)
+    sys.exit()
+assert not signal_at
 average.copy_to_model()
 whole = whole_model(model)
 if accelerator.is_main_process:
@@ -85,7 +103,8 @@ if accelerator.is_main_process:
 """
 
 
-def run(folder, processes, batch, resume="", kind="pretrain", policy="no_wrap"):
+def run(folder, processes, batch, resume="", kind="pretrain", policy="no_wrap", signal_at=0):
+    """-> the log, the weights; of a run that was stopped, only the former."""
     folder.mkdir(exist_ok=True)
     script = folder / "worker.py"
     script.write_text(f"TESTS = {str(Path(__file__).parent)!r}\n{WORKER}")
@@ -93,13 +112,13 @@ def run(folder, processes, batch, resume="", kind="pretrain", policy="no_wrap"):
     if processes > 1:
         line += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
         line += [str(processes)]
-    line += [str(script), str(folder), resume, str(batch), kind, policy]
+    line += [str(script), str(folder), resume, str(batch), kind, policy, str(signal_at)]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(line, capture_output=True, text=True, timeout=90, env=environment)
     assert done.returncode == 0, done.stderr
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     values = [{**json.loads(text), "images_per_second": 0} for text in lines]
-    return values, load_file(folder / "model.safetensors")
+    return values, None if signal_at else load_file(folder / "model.safetensors")
 
 
 def close(tensors, others):
@@ -138,6 +157,25 @@ def test_sharded_weights_train_and_resume_as_whole_ones(tmp_path, kind, policy):
     start = tmp_path / "two/checkpoints/step-00000005"
     _, resumed = run(tmp_path / "one_from_two", 1, 8, str(start), **options)
     close(weights, resumed)
+
+
+@pytest.mark.parametrize(
+    ("kind", "policy", "signal_at"),
+    [("pretrain", "transformer_based_wrap", 4 + 3), ("finetune", "no_wrap", 2 + 1)],
+)
+def test_sharded_processes_leave_an_evaluation_together(tmp_path, kind, policy, signal_at):
+    """In the second evaluation, of which each process has 4 batches, or 2; its layers gather their
+    weights from both processes, so that one which left alone would hold up the other forever."""
+    options = {"kind": kind, "policy": policy}
+    expected, weights = run(tmp_path / "whole", 2, 4, **options)
+    log, _ = run(tmp_path / "out", 2, 4, **options, signal_at=signal_at)
+    assert log == expected[: len(log)]
+    assert [line["step"] for line in log] == [1, 2, 3, 4, 4, 5, 6, 7, 8], "not the evaluation's"
+    log, resumed = run(tmp_path / "out", 2, 4, "latest", **options)
+    assert log == expected
+    assert resumed.keys() == weights.keys()
+    for name, value in weights.items():
+        assert torch.equal(value, resumed[name]), name
 
 
 HALF = """

@@ -76,6 +76,10 @@ class DataArguments:
     split_column: str | None = option(
         None, "Column that says which split an image is in (default: 'split', where there is one)."
     )
+    splits_file: str | None = option(
+        None,
+        "The splits.json of another run, whose splits are taken as they are, before any column.",
+    )
     train_split: str = option("train", "Value of the split column to train on; several by comma.")
     validation_split: str | None = option(
         None, "Value to choose the checkpoint on (default: 'val' or 'validation', if there)."
@@ -122,12 +126,17 @@ class DataArguments:
     )
 
     def __post_init__(self) -> None:
+        self.group_column_name = self.group_column_name or None  # '' undoes a recipe's
         check_ranges(
             self,
             max_train_samples=(1, None),
             cache_size=(8, None),
             shuffle_buffer_size=(1, None),
         )
+        if self.splits_file is not None:
+            if self.streaming:
+                raise ValueError("--splits_file names images, a stream has none: leave it out.")
+            self.split_column = None  # such as a recipe's: the file decides
         if self.window is not None:
             parse_windows(self.window)
         if self.label_names is not None and not self.streaming:
@@ -316,6 +325,18 @@ class TrainingArguments:
     )
     seed: int = option(0, "Of weights, order, masks, augmentation and of splits the script makes.")
     overwrite_output_dir: bool = option(False, "Write into an --output_dir that holds a result.")
+    push_to_hub: bool = option(
+        False,
+        "Publish on the Hub: the newest state at each checkpoint, in the background, and the "
+        "result at the end; files with images or names in them stay here. The token is that of "
+        "`hf auth login` or of HF_TOKEN.",
+    )
+    hub_model_id: str | None = option(
+        None, "Repository, OWNER/NAME or NAME (default: the output folder's name)."
+    )
+    hub_private_repo: bool = option(True, "Whether the repository is private.")
+    hub_revision: str = option("main", "Branch to publish on; made where there is none.")
+    hub_tag: str | None = option(None, "Tag for the published result, such as v1.")
 
     def __post_init__(self) -> None:
         check_ranges(
@@ -347,6 +368,8 @@ class TrainingArguments:
             raise ValueError(
                 f"--checkpointing_steps {steps}: expected a number of steps, or 'epoch'."
             )
+        if not self.push_to_hub and (self.hub_model_id or self.hub_tag):
+            raise ValueError("--hub_model_id and --hub_tag need --push_to_hub true.")
 
 
 @dataclass
@@ -431,6 +454,15 @@ class EvaluateArguments:
     compare_with: str | None = option(
         None, "The --output_dir of another model's evaluation on the same images, to compare with."
     )
+    report: bool = option(
+        True, "Draw the figures, explain the most confident answers, and write report.html."
+    )
+    pretraining_dir: str | None = option(
+        None, "The --output_dir of the pretraining, whose curves the report then shows."
+    )
+    audit_dir: str | None = option(
+        None, "The --output_dir of the audit of these data, whose findings the report then shows."
+    )
     seed: int = option(0, "Of the bootstrap.")
 
     def __post_init__(self) -> None:
@@ -447,6 +479,18 @@ class PredictArguments:
         None, "Where to write: .csv or .jsonl (default: CSV to the screen)."
     )
     per_device_eval_batch_size: int = option(64, "Images in one pass.")
+    aggregate_by: str = option(
+        "none",
+        "One answer for each file (a volume, a multi-frame DICOM file) or folder (a series) "
+        "instead of each image.",
+        choices=["none", "file", "folder"],
+    )
+    aggregation: str = option(
+        "mean",
+        "How the images of one become one answer (calibrated, where the model is); its label is "
+        "the most probable class, for the threshold was fitted on single images.",
+        choices=list(AGGREGATIONS),
+    )
 
     def __post_init__(self) -> None:
         check_ranges(self, per_device_eval_batch_size=(1, None))
@@ -494,6 +538,228 @@ class AuditArguments:
         return list(KINDS) if "any" in kinds else kinds
 
 
+@dataclass
+class EmbedArguments:
+    _argument_group_name = "embeddings"
+
+    model_name_or_path: str = option(
+        "runs/pretrained",
+        "The checkpoint whose encoder is used, a folder or a name on the Hub: SSSD of either "
+        "training, ViTMAE, ViT, or the original MAE's .pth.",
+    )
+    model_revision: str = option("main", "Branch, tag or commit of the checkpoint.")
+    random_weights: bool = option(
+        False,
+        "Take the checkpoint's architecture with random weights, to compare its features with.",
+    )
+    output_dir: str = option("runs/embeddings", "Where embeddings.parquet and all results go.")
+    pooling: str = option(
+        "mean_patches",
+        "An image's features from the encoder's tokens: cls (the CLS token), mean_patches (the "
+        "mean of the patches, what --pooling mean of fine-tuning reads), or mean (of all tokens).",
+        choices=["cls", "mean", "mean_patches"],
+    )
+    embed_splits: str | None = option(
+        None, "train, validation or test, several by comma (default: all images)."
+    )
+    per_device_eval_batch_size: int = option(128, "Images in one pass.")
+    evaluate: bool = option(
+        False,
+        "Also measure how well the frozen features tell the labels apart: k-NN, linear probe and "
+        "few-shot curves, with figures.",
+    )
+    num_neighbors: int = option(20, "Neighbours that vote in the k-NN.")
+    few_shot_percents: list[float] = option(
+        [1.0, 2.0, 5.0, 10.0, 25.0, 100.0], "Shares of the training labels, in percent."
+    )
+    few_shot_repeats: int = option(10, "Random subsets of each share.")
+    projection: str = option(
+        "pca",
+        "The map of the features in embedding.png: pca, or umap (pip install umap-learn).",
+        choices=["pca", "umap"],
+    )
+    num_resamples: int = option(2000, "Bootstrap resamples of the intervals.")
+    seed: int = option(0, "Of splits the script makes, few-shot subsets, bootstrap and UMAP.")
+
+    def __post_init__(self) -> None:
+        check_ranges(
+            self,
+            per_device_eval_batch_size=(1, None),
+            num_neighbors=(1, None),
+            few_shot_repeats=(1, None),
+            num_resamples=(1, None),
+            seed=(0, None),
+        )
+        if not all(0 < percent <= 100 for percent in self.few_shot_percents):
+            raise ValueError(
+                f"--few_shot_percents is {self.few_shot_percents}; expected numbers above 0, at "
+                "most 100."
+            )
+        unknown = set(self.parts_to_embed() or ()) - {"train", "validation", "test"}
+        if unknown:
+            raise ValueError(
+                f"--embed_splits {self.embed_splits}: expected train, validation or test, several "
+                "by comma."
+            )
+        if self.evaluate and self.embed_splits is not None:
+            raise ValueError("--evaluate needs all splits: leave out --embed_splits.")
+
+    def parts_to_embed(self) -> list[str] | None:
+        """The splits asked for; None: all images, also those of no split."""
+        if self.embed_splits is None:
+            return None
+        return [part.strip() for part in self.embed_splits.split(",")]
+
+
+@dataclass
+class PushArguments:
+    _argument_group_name = "publishing"
+
+    model_dir: str = option(
+        "runs/finetuned", "The checkpoint to publish: a training's output, or an export of it."
+    )
+    hub_model_id: str | None = option(
+        None, "Repository, OWNER/NAME or NAME (default: the model folder's name)."
+    )
+    hub_private_repo: bool = option(True, "Whether the repository is private.")
+    hub_revision: str = option("main", "Branch to publish on; made where there is none.")
+    hub_tag: str | None = option(None, "Tag for the published result, such as v1.")
+    commit_message: str = option("Publish the model", "What the commit is called.")
+    evaluation_dir: str | None = option(
+        None, "What evaluate.py wrote about this model: for the card, and its figures."
+    )
+    pretraining_dir: str | None = option(
+        None, "The pretraining checkpoint, to be published in pretraining/ of the same repository."
+    )
+    training_dir: str | None = option(
+        None,
+        "Where the training left its records, if --model_dir is an export of its output (default: "
+        "where the export says).",
+    )
+    audit_file: str | None = option(None, "audit.json of audit.py: its findings go into the card.")
+    include: list[str] = option(
+        [], "Patterns of files to publish although they are not on the list; look at them first."
+    )
+    license: str | None = option(None, "Of the weights, as the Hub names it, such as apache-2.0.")
+    license_name: str | None = option(None, "Its name, where --license is other.")
+    dataset_title: str | None = option(None, "What the card calls the data.")
+    base_model: str | None = option(None, "The Hub's model that the training started from.")
+    watts: float | None = option(
+        None, "Power of the machine in training, for the card's energy (default: an assumption)."
+    )
+    card_only: bool = option(False, "Write README.md into --model_dir, and publish nothing.")
+    dry_run: bool = option(False, "Say what would be published and what not; ask nobody.")
+
+    def __post_init__(self) -> None:
+        check_ranges(self, watts=(0, None))
+
+
+@dataclass
+class CrossValidateArguments:
+    _argument_group_name = "protocol"
+
+    output_dir: str = option(
+        "runs/cross_validation", "Where the runs, their ensemble and the pooled results go."
+    )
+    cross_validation: int | None = option(
+        None,
+        "Number of folds. Without it the splits are those of --split_column (several by comma), or "
+        "the one that the other scripts would take.",
+    )
+    cross_validation_repeats: int = option(1, "How often, with other folds each time.")
+    cross_validation_on: str = option(
+        "all",
+        "Images that are divided into folds: all, or the training and validation images of "
+        "--split_column, so that its test images stay unread.",
+        choices=["all", "training"],
+    )
+    split_seed: int = option(0, "Of the folds and of what is cut off for validation.")
+    seeds: str = option("0", "Seeds of the training, by comma; each split is run with each.")
+    pretrain_on_all: bool = option(
+        False,
+        "Pretrain once, on the images of all parts, test images among them (no labels), instead of "
+        "anew on each training part.",
+    )
+    skip_pretraining: bool = option(
+        False, "Fine-tune from --model_name_or_path, or from random weights."
+    )
+    compare_with: str | None = option(
+        None, "The --output_dir of another cross-validation on the same splits, to compare with."
+    )
+    num_resamples: int = option(2000, "Bootstrap resamples of the intervals.")
+
+    def __post_init__(self) -> None:
+        check_ranges(
+            self,
+            cross_validation=(2, None),
+            cross_validation_repeats=(1, None),
+            num_resamples=(1, None),
+        )
+        if self.cross_validation is None and self.cross_validation_repeats > 1:
+            raise ValueError("--cross_validation_repeats repeats --cross_validation: give both.")
+        if self.pretrain_on_all and self.skip_pretraining:
+            raise ValueError("Give --pretrain_on_all or --skip_pretraining, not both.")
+        self.list_of_seeds()
+
+    def list_of_seeds(self) -> list[int]:
+        words = [word.strip() for word in self.seeds.split(",")]
+        if not all(word.isdigit() for word in words) or len(set(map(int, words))) < len(words):
+            raise ValueError(
+                f"--seeds {self.seeds}: expected different whole numbers by comma, such as 0,1,2."
+            )
+        return [int(word) for word in words]
+
+
+@dataclass
+class ReproduceArguments:
+    _argument_group_name = "study"
+
+    data_dir: str | None = option(None, "Folder of the images of the recipe's data set.")
+    external_dir: str | None = option(
+        None, "Where the folders of other sets lie (default: beside --data_dir)."
+    )
+    variants: str = option("", "Variants of the recipe's plan, by comma (default: all).")
+    protocols: str = option("", "Protocols of the recipe's plan, by comma (default: all).")
+    output_dir: str = option("runs/reproduce", "Where checkpoints, evaluations and reports go.")
+    results_dir: str = option("recipes/results", "Where the record of each run goes.")
+    tables_only: bool = option(False, "Write the tables from the records that are there.")
+
+
+@dataclass
+class ExportArguments:
+    _argument_group_name = "export"
+
+    model_name_or_path: str = option("runs/finetuned", "The checkpoint, a folder or Hub name.")
+    to: str = option(
+        "vit",
+        "What to write: vit (stock ViT, any transformers, no code), dinov2 (the same for models "
+        "with mean pooling), timm, onnx, or vit_mae (encoder and decoder of a pretrained one).",
+        choices=["vit", "dinov2", "vit_mae", "timm", "onnx"],
+    )
+    output_dir: str = option("runs/exported", "The folder to write, which must not exist yet.")
+    fold_temperature: bool = option(
+        False,
+        "Divide the head by the calibration's temperature, so that the softmax of the logits is "
+        "the calibrated probability (default: the calibration is kept beside them).",
+    )
+    int8: bool = option(
+        False,
+        "With --to onnx: 8-bit weights for the CPU. With --data_dir or --dataset_name, static "
+        "and dynamic quantisation are tried (ranges from training images), the faster that loses "
+        "at most 0.5 points of accuracy on validation is kept, and speeds are reported.",
+    )
+    overwrite_output_dir: bool = option(
+        False, "Replace an --output_dir that holds an earlier export."
+    )
+    seed: int = option(0, "Of splits the script makes; as in fine-tuning, so are the splits.")
+
+    def __post_init__(self) -> None:
+        if self.int8 and self.to != "onnx":
+            raise ValueError(f"--int8 is for --to onnx, not for --to {self.to}.")
+        if self.fold_temperature and self.to == "vit_mae":
+            raise ValueError("--fold_temperature is for classifiers; --to vit_mae writes none.")
+
+
 SCRIPTS: dict[str, tuple[type, ...]] = {
     "pretrain": (
         DataArguments,
@@ -506,4 +772,9 @@ SCRIPTS: dict[str, tuple[type, ...]] = {
     "evaluate": (DataArguments, EvaluateArguments),
     "predict": (PredictArguments,),
     "audit": (DataArguments, AuditArguments),
+    "embed": (DataArguments, EmbedArguments),
+    "push_to_hub": (PushArguments,),
+    "cross_validate": (DataArguments, CrossValidateArguments),
+    "export": (DataArguments, ExportArguments),
+    "reproduce": (ReproduceArguments,),
 }

@@ -43,16 +43,38 @@ def _move(values: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 def rank_batches(
-    count: int, batch_size: int, accelerator: Accelerator | None
+    count: int,
+    batch_size: int,
+    accelerator: Accelerator | None,
+    heed_signals: Callable[[], None] | None = None,
 ) -> Iterator[tuple[torch.Tensor, bool]]:
     """(indices, whether they count) of this process's batches. Each process has as many, so that
-    all meet in the reductions of a sharded model; those in excess do not count."""
+    all meet in the reductions of a sharded model and in those of `heed_signals`, which is called
+    before each batch; those in excess do not count."""
     processes = accelerator.num_processes if accelerator else 1
     rank = accelerator.process_index if accelerator else 0
     batches = torch.arange(count).split(batch_size)
     for turn in range(math.ceil(len(batches) / processes)):
+        if heed_signals:
+            heed_signals()
         place = turn * processes + rank
         yield batches[min(place, len(batches) - 1)], place < len(batches)
+
+
+def model_inputs(
+    model: torch.nn.Module,
+    images: Images,
+    index: torch.Tensor,
+    statistics: tuple[list[float], list[float]],
+) -> torch.Tensor:
+    """(batch, channels, height, width) fp32: the images `index` (batch,) with the evaluation
+    transform, on the model's device, resized to the model's size where theirs is another."""
+    device, grid = next(model.parameters()).device, model.config.grid_size
+    size = tuple(n * p for n, p in zip(grid, model.base_model.embeddings.patch))
+    pixels = images.batch(index, device)
+    if pixels.shape[2:] != size:
+        pixels = F.interpolate(pixels.float(), size, mode="bilinear", antialias=True)
+    return normalize(pixels, *statistics)
 
 
 @torch.no_grad()
@@ -64,18 +86,14 @@ def map_images(
     statistics: tuple[list[float], list[float]],
     batch_size: int,
     accelerator: Accelerator | None = None,
+    heed_signals: Callable[[], None] | None = None,
 ) -> np.ndarray:
     """(images, width) fp64: `function` of normalised images, with the evaluation transform; the
     processes share the work and all get the whole. Images of another size than the model's are
-    resized to it."""
-    device, grid = next(model.parameters()).device, model.config.grid_size
-    size = tuple(n * p for n, p in zip(grid, model.encoder.embeddings.patch))
-    result = torch.zeros(len(images), width, device=device)
-    for index, real in rank_batches(len(images), batch_size, accelerator):
-        pixels = images.batch(index, device)
-        if pixels.shape[2:] != size:
-            pixels = F.interpolate(pixels.float(), size, mode="bilinear", antialias=True)
-        values = function(normalize(pixels, *statistics)).float()
+    resized to it. See `rank_batches` for `heed_signals`."""
+    result = torch.zeros(len(images), width, device=next(model.parameters()).device)
+    for index, real in rank_batches(len(images), batch_size, accelerator, heed_signals):
+        values = function(model_inputs(model, images, index, statistics)).float()
         if real:
             result[index] = values
     if accelerator and accelerator.num_processes > 1:
@@ -89,6 +107,7 @@ def predict_probabilities(
     statistics: tuple[list[float], list[float]],
     batch_size: int,
     accelerator: Accelerator | None = None,
+    heed_signals: Callable[[], None] | None = None,
 ) -> np.ndarray:
     """(images, classes) fp64 probabilities; see `map_images`."""
 
@@ -96,23 +115,36 @@ def predict_probabilities(
         return model(pixel_values=pixel_values).logits.float().softmax(-1)
 
     width = model.config.num_labels
-    return map_images(model, probabilities, width, images, statistics, batch_size, accelerator)
+    shared = images, statistics, batch_size, accelerator, heed_signals
+    return map_images(model, probabilities, width, *shared)
 
 
-def patch_features(
+# (batch, 1 + patches, width), CLS first, -> (batch, width)
+POOLINGS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "cls": lambda tokens: tokens[:, 0],
+    "mean": lambda tokens: tokens.mean(1),
+    "mean_patches": lambda tokens: tokens[:, 1:].mean(1),
+}
+
+
+def image_features(
     model: torch.nn.Module,
     images: Images,
     statistics: tuple[list[float], list[float]],
     batch_size: int,
     accelerator: Accelerator | None = None,
+    heed_signals: Callable[[], None] | None = None,
+    pooling: str = "mean_patches",
 ) -> np.ndarray:
-    """(images, hidden_size) fp64: the mean of the encoder's patch tokens, all patches seen."""
+    """(images, hidden_size) fp64: the encoder's last hidden state, all patches seen, pooled as
+    `POOLINGS` says; `model` is an encoder or has one."""
 
     def features(pixel_values: torch.Tensor) -> torch.Tensor:
-        return model.encoder(pixel_values).last_hidden_state[:, 1:].mean(1)
+        return POOLINGS[pooling](model.base_model(pixel_values).last_hidden_state)
 
     width = model.config.hidden_size
-    return map_images(model, features, width, images, statistics, batch_size, accelerator)
+    shared = images, statistics, batch_size, accelerator, heed_signals
+    return map_images(model, features, width, *shared)
 
 
 def augmentation_of(arguments: PretrainAugmentation) -> Augmentation:

@@ -4,9 +4,13 @@ import importlib.util
 import json
 import logging
 import os
+import platform
+import re
 import shutil
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,12 +25,13 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN as IMAGENET_MEAN
 from transformers.image_utils import IMAGENET_DEFAULT_STD as IMAGENET_STD
 from transformers.utils import cached_file
 
-from ..configuration_sssd import SSSDConfig
+from ..configuration_sssd import SSSDConfig, as_pair
 from ..conversion_sssd import grey_statistics
 from ..data.splits import write_splits
 from ..hub.remote_code import save_with_code
 from ..training.signals import EXIT_STATUS, Interrupted
 from .arguments import DataArguments, TrainingArguments
+from .locking import alone_in
 from .parsing import as_dict
 
 logger = logging.getLogger("sssd_hf")
@@ -113,27 +118,43 @@ def prepare_sharding(plugin: Any | None) -> None:
         )
 
 
-def start(training: TrainingArguments) -> Accelerator | None:
-    """The accelerator, seeded, with its output folder; None where the run to resume has ended."""
+@contextmanager
+def started(training: TrainingArguments) -> Iterator[Accelerator | None]:
+    """The accelerator, seeded, with its output folder, which no other run may use meanwhile; None
+    where the run to resume has ended.
+
+    Raises:
+        ValueError: options that do not go together, or with what the folder holds.
+    """
     precision = training.mixed_precision
     chosen = precision or os.environ.get("ACCELERATE_MIXED_PRECISION")  # accelerate launch's
     if chosen is None and torch.cuda.is_available() and torch.cuda.is_bf16_supported():
         precision = "bf16"
-    output, resume = Path(training.output_dir), training.resume_from_checkpoint
-    if resume and training.overwrite_output_dir:
+    if training.resume_from_checkpoint and training.overwrite_output_dir:
         raise ValueError("Give --resume_from_checkpoint or --overwrite_output_dir, not both.")
     trackers = trackers_of(training.report_to)
     accelerator = Accelerator(
-        mixed_precision=precision, log_with=trackers or None, project_dir=output
+        mixed_precision=precision, log_with=trackers or None, project_dir=training.output_dir
     )
     prepare_sharding(getattr(accelerator.state, "fsdp_plugin", None))
     set_seed(training.seed)
     if not accelerator.is_main_process:
         logging.getLogger("sssd_hf").setLevel(logging.ERROR)  # each message once
+    with alone_in(Path(training.output_dir), accelerator):
+        yield accelerator if prepare_output(training, accelerator) else None
+
+
+def prepare_output(training: TrainingArguments, accelerator: Accelerator) -> bool:
+    """Make the output folder ready; False where it holds the run to resume, and that has ended.
+
+    Raises:
+        ValueError: it holds a run, and the options do not say what to do with that.
+    """
+    output, resume = Path(training.output_dir), training.resume_from_checkpoint
     if (output / "all_results.json").exists() and not training.overwrite_output_dir:
         if resume:
             logger.info(f"--output_dir {output} holds the finished run: nothing is left to do")
-            return None
+            return False
         raise ValueError(
             f"--output_dir {output} holds a finished run. Name another folder, or pass "
             "--overwrite_output_dir true."
@@ -147,7 +168,6 @@ def start(training: TrainingArguments) -> Accelerator | None:
         )
     accelerator.wait_for_everyone()  # before the main process changes what the others look at
     if accelerator.is_main_process:
-        output.mkdir(parents=True, exist_ok=True)
         for name in ("all_results.json", "bad_files.csv"):  # the former marks a finished run
             (output / name).unlink(missing_ok=True)
         if not resume:
@@ -158,7 +178,7 @@ def start(training: TrainingArguments) -> Accelerator | None:
             f"precision {accelerator.mixed_precision}, torch threads {torch.get_num_threads()}"
         )
     accelerator.wait_for_everyone()
-    return accelerator
+    return True
 
 
 def check_checkpoint(name: str | None) -> None:
@@ -203,28 +223,31 @@ def write_json(path: Path, value: Any) -> None:
     temporary.replace(path)
 
 
+def processor_fields(
+    config: SSSDConfig, statistics: tuple[list[float], list[float]]
+) -> dict[str, Any]:
+    """preprocessor_config.json of a model: the `ViTImageProcessor` that prepares its images."""
+    height, width = as_pair(config.image_size)
+    return {
+        "image_processor_type": "ViTImageProcessor",
+        "do_resize": True,
+        "size": {"height": height, "width": width},
+        "resample": 2,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": statistics[0],
+        "image_std": statistics[1],
+    }
+
+
 def save_checkpoint(
     model: torch.nn.Module, folder: Path, statistics: tuple[list[float], list[float]]
 ) -> None:
     """Weights, config, the model's code, and the `ViTImageProcessor` that prepares its images. A
     one-channel model's processor repeats its one mean and spread, since pipelines feed RGB."""
     save_with_code(model, folder)
-    size = model.config.image_size
-    height, width = (size, size) if isinstance(size, int) else size
-    write_json(
-        folder / "preprocessor_config.json",
-        {
-            "image_processor_type": "ViTImageProcessor",
-            "do_resize": True,
-            "size": {"height": height, "width": width},
-            "resample": 2,
-            "do_rescale": True,
-            "rescale_factor": 1 / 255,
-            "do_normalize": True,
-            "image_mean": statistics[0],
-            "image_std": statistics[1],
-        },
-    )
+    write_json(folder / "preprocessor_config.json", processor_fields(model.config, statistics))
 
 
 def save_run(
@@ -243,6 +266,24 @@ def save_run(
         return
     how = {"split_column": data.split_column, "group_column_name": data.group_column_name}
     write_splits(output / "splits.json", dataset, splits, how)
+
+
+def hardware(accelerator: Accelerator) -> dict[str, Any]:
+    """What a run ran on: the kind and name of its device, processes, and threads of each."""
+    kind = accelerator.device.type
+    if kind == "cuda":
+        name = torch.cuda.get_device_name(accelerator.device)
+    else:
+        facts = Path("/proc/cpuinfo")
+        text = facts.read_text() if kind == "cpu" and facts.is_file() else ""
+        named = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+        name = named[1] if named else platform.machine()
+    return {
+        "device": kind,
+        "name": name,
+        "processes": accelerator.num_processes,
+        "threads": torch.get_num_threads(),
+    }
 
 
 def versions() -> dict[str, str]:

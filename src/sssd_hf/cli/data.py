@@ -197,9 +197,15 @@ def split_data(
     earlier: str | None = None,
     check: bool = True,
 ) -> dict[str, list[int]]:
-    """Rows of each split: from the split column; else those of `splits.json` in the folder `own`;
-    else those of the folder `earlier`, if they serve here; else cut now. Without `check` these last
-    may be unfit for training (see `check_splits`)."""
+    """Rows of each split: those of --splits_file; else from the split column; else those of
+    `splits.json` in the folder `own`; else those of the folder `earlier`, if they serve here; else
+    cut now. Without `check` a file's and the last may be unfit for training (see `check_splits`).
+    """
+    if data.splits_file is not None:
+        splits = read_splits(data.splits_file, dataset)
+        if check:
+            check_splits(dataset, splits, data.group_column_name)
+        return splits
     # a column of one value, as of a data set on the Hub that has "train" only, splits nothing
     named = "split" in dataset.column_names and len(set(dataset["split"][:])) > 1
     if data.split_column is None and not named:

@@ -2,9 +2,9 @@
 
 `python scripts/evaluate.py --model_name_or_path runs/finetuned --data_dir FOLDER`. Writes
 all_results.json (metrics with 95 % intervals; per class, patient and subgroup; calibration and
-operating point) and predictions.csv into --output_dir. Where the data name no split, the one that
-finetune.py cut (its splits.json) is used. Each reading of a test split is noted in the model's
-folder (evaluations.jsonl).
+operating point), predictions.csv, figures and report.html into --output_dir. Where the data name no
+split, the one that finetune.py cut (its splits.json) is used. Each reading of a test split is noted
+in the model's folder (evaluations.jsonl).
 """
 
 import json
@@ -15,17 +15,18 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
 from ..data.sources import require_labels
 from ..evaluation.calibration import apply_calibration
 from ..evaluation.comparison import compare_models
+from ..evaluation.figures import write_figures
 from ..evaluation.metrics import to_json
+from ..evaluation.report import write_report
 from ..evaluation.summary import summarise
-from ..modeling_sssd import SSSDForImageClassification
 from . import common
-from .batches import predict_probabilities
+from .classifiers import load_classifier
 from .data import column_of, decode_split, groups_of, load_data, preparation_of, split_data
+from .explain import write_explanations
 from .parsing import command_line, parse
 
 logger = logging.getLogger("sssd_hf")
@@ -157,20 +158,17 @@ def print_summary(results: dict[str, Any]) -> None:
 def main(argv: list[str] | None = None) -> int:
     data_arguments, arguments = parse("evaluate", __doc__, argv)
     checkpoint, output = arguments.model_name_or_path, Path(arguments.output_dir)
-    common.check_checkpoint(checkpoint)
-    model = SSSDForImageClassification.from_pretrained(checkpoint).eval()
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
-    config = model.config
-    size = tuple(n * p for n, p in zip(config.grid_size, model.encoder.embeddings.patch))
-    preparation = preparation_of(config, size, data_arguments)
-    if preparation != preparation_of(config, size):
+    classifier = load_classifier(checkpoint)
+    known, calibration = classifier.label_names, classifier.calibration
+    trained = classifier.preparation
+    preparation = preparation_of(classifier.config, trained.size, data_arguments)
+    if preparation != trained:
         logger.warning(
             "--window, --resize_mode or --slice_axis differ from those the model was trained with "
-            f"({preparation_of(config, size).to_dict()})"
+            f"({trained.to_dict()})"
         )
     dataset = load_data(data_arguments, preparation.slice_axis)
     names = require_labels(dataset)
-    known = [config.id2label[i] for i in range(config.num_labels)]
     if not set(names) <= set(known):
         raise ValueError(
             f"The data have the labels {', '.join(names)}; the model {checkpoint} knows "
@@ -197,10 +195,7 @@ def main(argv: list[str] | None = None) -> int:
         dataset, rows, preparation, data_arguments, title="test images", output=output
     )
     rows = test.rows.tolist()  # without the files left out by --skip_bad_files
-    statistics = common.read_statistics(checkpoint, config.num_channels)
-    probabilities = predict_probabilities(
-        model, test, statistics, arguments.per_device_eval_batch_size
-    )
+    probabilities = classifier.probabilities(test, arguments.per_device_eval_batch_size)
     labels = np.array([known.index(names[i]) for i in test.labels])
     groups = groups_of(dataset, rows, data_arguments.group_column_name)
     file_names = dataset.select(rows)["file_name"][:]
@@ -217,7 +212,7 @@ def main(argv: list[str] | None = None) -> int:
             probabilities,
             known,
             groups,
-            calibration=config.calibration,
+            calibration=calibration,
             subgroup_columns={
                 column: column_of(dataset, rows, column, "--subgroup_columns") for column in columns
             },
@@ -241,12 +236,32 @@ def main(argv: list[str] | None = None) -> int:
     }
     results["times_test_was_read"] = note_reading(checkpoint, results)
     output.mkdir(parents=True, exist_ok=True)
-    write_predictions(output, file_names, labels, probabilities, groups, known, config.calibration)
+    write_predictions(output, file_names, labels, probabilities, groups, known, calibration)
+    if arguments.report:
+        calibrated = apply_calibration(probabilities, calibration)[0] if calibration else None
+        write_figures(
+            output / "figures", to_json(results), labels, probabilities, calibrated, groups,
+            seed=arguments.seed,
+        )  # fmt: skip
+        explained = write_explanations(
+            classifier.models[0],
+            test,
+            classifier.statistics[0],
+            labels,
+            probabilities,
+            file_names,
+            known,
+            output / "figures",
+        )
+        results["explanations"] = explained and explained["randomisation"]
     common.write_json(output / "all_results.json", to_json(results))
+    if arguments.report:
+        write_report(output, checkpoint, arguments.pretraining_dir, arguments.audit_dir)
     if groups is None:
         logger.warning(
             "no --group_column_name: the intervals are too narrow if patients have several images"
         )
     print_summary(results)
-    print(f"on {len(rows)} test images; written to {output}")
+    shown = f"; to read: {output / 'report.html'}" if arguments.report else ""
+    print(f"on {len(rows)} test images; written to {output}{shown}")
     return 0

@@ -10,12 +10,14 @@ import logging
 import math
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 
 from ..configuration_sssd import SSSDConfig
 from ..data.audit import audit_summary
@@ -49,6 +51,7 @@ from .runs import (
     open_images,
     whole_model,
 )
+from .uploads import start_uploads
 
 logger = logging.getLogger("sssd_hf")
 
@@ -189,10 +192,14 @@ class BestCheckpoint:
 
 def main(argv: list[str] | None = None) -> int:
     arguments = parse("finetune", __doc__, argv)
+    with common.started(arguments[-1]) as accelerator:
+        if accelerator is not None:
+            run(arguments, accelerator)
+    return 0
+
+
+def run(arguments: tuple, accelerator: Accelerator) -> None:
     data_arguments, model_arguments, augmentation_arguments, training = arguments
-    accelerator = common.start(training)
-    if accelerator is None:
-        return 0
     output = Path(training.output_dir)
     common.check_checkpoint(model_arguments.model_name_or_path)
     if data_arguments.streaming:
@@ -261,11 +268,12 @@ def main(argv: list[str] | None = None) -> int:
     if mixing:
         make_batch = partial(batches.mixed, mixing=mixing, num_classes=len(names))
 
-    def evaluate(step: int) -> dict[str, float]:
+    def evaluate(step: int, heed_signals: Callable[[], None]) -> dict[str, float]:
         if validation is None:
             return {}
+        batch_size = training.per_device_eval_batch_size
         probabilities = predict_probabilities(
-            model, validation, statistics, training.per_device_eval_batch_size, accelerator
+            model, validation, statistics, batch_size, accelerator, heed_signals
         )
         values = classification_metrics(validation.labels.cpu().numpy(), probabilities)
         metrics = {f"eval_{name}": value for name, value in values.items()}
@@ -293,6 +301,7 @@ def main(argv: list[str] | None = None) -> int:
         image_names=names_of(dataset, images),
     )
     log = Log(output / "metrics.jsonl" if accelerator.is_main_process else None)
+    uploads = start_uploads(training, accelerator, model, statistics, settings.total_steps)
     results = fit(
         accelerator,
         model,
@@ -303,6 +312,7 @@ def main(argv: list[str] | None = None) -> int:
         log,
         betas=(0.9, 0.999),
         layer_decay=training.layer_decay,
+        uploads=uploads,
     )
     if best.weights:
         load_model(model, best.weights)
@@ -318,7 +328,7 @@ def main(argv: list[str] | None = None) -> int:
             calibration = calibrate(labels, probabilities, training.threshold_rule, fitted_on)
     model = whole_model(model)
     if not accelerator.is_main_process:
-        return 0
+        return
     model.eval()
     model.config.calibration = calibration
     results = {
@@ -328,5 +338,4 @@ def main(argv: list[str] | None = None) -> int:
         **best.record,
         **results,
     }
-    finish_run(output, model, statistics, log, accelerator, results)
-    return 0
+    finish_run(output, model, statistics, log, accelerator, results, uploads)

@@ -66,7 +66,7 @@ def read_recipe(path: str, script: str, known: set[str]) -> dict[str, Any]:
         )
     if not {"common", script} & set(sections):
         raise ValueError(f"--recipe {path}: has no section {script} and no section common.")
-    every = {f.name for classes in SCRIPTS.values() for c in classes for f in dataclasses.fields(c)}
+    every = set().union(*map(option_names, SCRIPTS))
     common = recipe.get("common") or {}
     options = {**common, **(recipe.get(script) or {})}
     # a common option may concern the other scripts alone
@@ -122,6 +122,27 @@ def join_negative_values(argv: list[str]) -> list[str]:
         else:
             joined.append(word)
     return joined
+
+
+def option_words(argv: list[str]) -> list[tuple[str, list[str]]]:
+    """(name, the words it is given by) of each option of a command line, in its order.
+
+    Raises:
+        ValueError: a word belongs to no option.
+    """
+    options: list[tuple[str, list[str]]] = []
+    for word in join_negative_values(argv):
+        if word.startswith("--"):
+            options.append((word[2:].partition("=")[0], [word]))
+        elif options:
+            options[-1][1].append(word)
+        else:
+            raise ValueError(f"{word}: expected an option such as --data_dir first; see --help.")
+    return options
+
+
+def option_names(script: str) -> set[str]:
+    return {f.name for group in SCRIPTS[script] for f in dataclasses.fields(group)}
 
 
 def as_dict(*arguments: Any) -> dict[str, Any]:

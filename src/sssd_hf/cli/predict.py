@@ -12,6 +12,7 @@ import csv
 import json
 import logging
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,11 +32,9 @@ from ..data.files import (
 )
 from ..data.isolation import decode_all, describe_all
 from ..data.preparation import Preparation
+from ..evaluation.aggregation import aggregate
 from ..evaluation.calibration import apply_calibration
-from ..modeling_sssd import SSSDForImageClassification
-from . import common
-from .batches import predict_probabilities
-from .data import preparation_of
+from .classifiers import load_classifier
 from .parsing import parse
 
 logger = logging.getLogger("sssd_hf")
@@ -73,6 +72,11 @@ class Slice:
     frame: int | None = None
 
 
+def group_of(image: Slice, kind: str) -> str:
+    """What an image belongs to: its file, or its file's folder."""
+    return str(image.file if kind == "file" else image.file.parent)
+
+
 def list_slices(files: list[Path], slice_axis: str, failures: dict[Path, str]) -> list[Slice]:
     """Files of several slices or frames as many; what can't be read goes to `failures` and the
     log, DICOM files without pixels (directories, reports) to neither."""
@@ -99,7 +103,8 @@ def report(file: Path, error: ImageError, failures: dict[Path, str]) -> None:
 
 class Writer:
     """One line an image: CSV, or JSON lines where the name ends in .jsonl. Which slice of its file
-    it is says "frame": in CSV where `with_frames`, in JSON where there are several."""
+    it is says "frame": in CSV where `with_frames`, in JSON where there are several. With `whole`, a
+    line for several images together, see `write_groups`."""
 
     def __init__(
         self,
@@ -107,6 +112,7 @@ class Writer:
         names: list[str],
         with_frames: bool = False,
         calibration: dict[str, Any] | None = None,
+        whole: bool = False,
     ):
         if path and Path(path).suffix not in (".csv", ".jsonl"):
             raise ValueError(f"--output_file {path}: expected a name ending in .csv or .jsonl.")
@@ -124,6 +130,8 @@ class Writer:
             self.csv = csv.writer(self.file)
             columns = ["file", *(["frame"] if with_frames else []), "label"]
             kinds = ["probability", *(["calibrated"] if calibration else [])]
+            if whole:
+                columns, kinds = ["file", "images", "label"], ["probability"]
             self.csv.writerow([*columns, *(f"{kind}_{name}" for kind in kinds for name in names)])
 
     def write(self, images: list[Slice], probabilities: np.ndarray) -> None:
@@ -134,6 +142,21 @@ class Writer:
             if self.calibration:
                 kinds["calibrated"] = other.tolist()
             self._write(image, self.names[label], kinds)
+        self.file.flush()
+
+    def write_groups(self, answers: list[tuple[str, np.ndarray]], method: str) -> None:
+        """answers: (group, probabilities of the classes) of each image; see `aggregate`."""
+        groups = [group for group, _ in answers]
+        ids, probabilities, _ = aggregate(np.stack([row for _, row in answers]), groups, method)
+        counts = Counter(groups)
+        for group, row in zip(ids.tolist(), probabilities):
+            label = self.names[int(row.argmax())]
+            if self.json:
+                shares = dict(zip(self.names, row.tolist()))
+                record = {"file": group, "images": counts[group], "label": label}
+                self.file.write(json.dumps({**record, "probabilities": shares}) + "\n")
+            else:
+                self.csv.writerow([group, counts[group], label, *(f"{p:.6f}" for p in row)])
         self.file.flush()
 
     def _write(self, image: Slice, label: str, kinds: dict[str, list[float]]) -> None:
@@ -175,30 +198,33 @@ def readable_batches(
 def main(argv: list[str] | None = None) -> int:
     (arguments,) = parse("predict", __doc__, argv)
     files = find_files(arguments.images)
-    common.check_checkpoint(arguments.model_name_or_path)
-    model = SSSDForImageClassification.from_pretrained(arguments.model_name_or_path).eval()
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
-    config = model.config
-    size = tuple(n * p for n, p in zip(config.grid_size, model.encoder.embeddings.patch))
-    preparation = preparation_of(config, size)
-    statistics = common.read_statistics(arguments.model_name_or_path, config.num_channels)
-    names = [config.id2label[i] for i in range(config.num_labels)]
+    classifier = load_classifier(arguments.model_name_or_path)
+    names, preparation = classifier.label_names, classifier.preparation
+    calibration = classifier.calibration
     failures: dict[Path, str] = {}
     slices = list_slices(files, preparation.slice_axis, failures)
     with_frames = any(image.frame is not None for image in slices)
-    writer = Writer(arguments.output_file, names, with_frames, config.calibration)
-    if config.calibration and config.calibration["threshold"] is not None:
+    whole = arguments.aggregate_by != "none"
+    writer = Writer(arguments.output_file, names, with_frames, calibration, whole)
+    if calibration and calibration["threshold"] is not None and not whole:
         logger.info(
             f"the label is {names[1]} from a calibrated probability of "
-            f"{config.calibration['threshold']:.3f} ({config.calibration['rule']}, fitted on "
-            f"{config.calibration['fitted_on']})"
+            f"{calibration['threshold']:.3f} ({calibration['rule']}, fitted on "
+            f"{calibration['fitted_on']})"
         )
     count = 0
     batches = readable_batches(slices, preparation, arguments.per_device_eval_batch_size, failures)
+    answers: list[tuple[str, np.ndarray]] = []
     for batch, images in batches:
-        probabilities = predict_probabilities(model, images, statistics, len(images))
-        writer.write(batch, probabilities)
+        probabilities = classifier.probabilities(images, len(images))
+        if arguments.aggregate_by == "none":
+            writer.write(batch, probabilities)
+        else:
+            calibrated = apply_calibration(probabilities, calibration)[0]
+            answers += zip((group_of(image, arguments.aggregate_by) for image in batch), calibrated)
         count += len(batch)
+    if answers:
+        writer.write_groups(answers, arguments.aggregation)
     logger.info(f"{count} images of {len(files)} files classified")
     if failures:
         logger.error(f"{len(failures)} files could not be read (named above)")

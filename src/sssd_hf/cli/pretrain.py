@@ -7,11 +7,13 @@ splits.json, pretrain_recipe.yaml and all_results.json into --output_dir.
 
 import logging
 import math
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 
 from ..configuration_sssd import DISTILLATION_PRESETS, SSSDConfig
 from ..data.cache import Images
@@ -21,7 +23,7 @@ from ..training.loop import LoopSettings, Stage
 from ..training.seeding import image_seeds
 from . import common
 from .arguments import DistillationArguments, ModelArguments, PretrainTraining
-from .batches import Batches, augmentation_of, normalize, patch_features, rank_batches
+from .batches import Batches, augmentation_of, image_features, normalize, rank_batches
 from .data import (
     choose_rows,
     load_data,
@@ -41,6 +43,7 @@ from .runs import (
     open_images,
     whole_model,
 )
+from .uploads import start_uploads
 
 logger = logging.getLogger("sssd_hf")
 
@@ -74,13 +77,14 @@ def held_out_losses(
     statistics: tuple[list[float], list[float]],
     batch_size: int,
     accelerator: Any = None,
+    heed_signals: Callable[[], None] | None = None,
 ) -> dict[str, float]:
     """Losses on held-out images, whole and with one fixed mask each, and the reconstruction loss as
     a share of what predicting every patch's mean costs."""
     device = next(model.parameters()).device  # the images of a stream lie on the host
     exact = torch.float32 if device.type == "mps" else torch.float64  # Apple's GPUs have no fp64
     sums = torch.zeros(4, device=device, dtype=exact)
-    for index, real in rank_batches(len(images), batch_size, accelerator):
+    for index, real in rank_batches(len(images), batch_size, accelerator, heed_signals):
         pixel_values = normalize(images.batch(index, device), *statistics)
         output = model(pixel_values, sample_seeds=fixed_seeds(images, index, device))
         target = model.patchify(pixel_values)
@@ -133,7 +137,8 @@ def probe_features(
     held_out: Images,
     statistics: tuple[list[float], list[float]],
     batch_size: int,
-    accelerator: Any,
+    accelerator: Any = None,
+    heed_signals: Callable[[], None] | None = None,
     limit: int = 5000,
 ) -> dict[str, float]:
     """What frozen features tell of the labels of held-out images; see `probes.probe`. Of more than
@@ -143,7 +148,7 @@ def probe_features(
     chosen = torch.arange(0, len(images), max(1, len(images) // limit))
     train = images.select(chosen)
     features = [
-        patch_features(model, part, statistics, batch_size, accelerator)
+        image_features(model, part, statistics, batch_size, accelerator, heed_signals)
         for part in (train, held_out)
     ]
     labels = [part.labels.cpu().numpy() for part in (train, held_out)]
@@ -213,10 +218,14 @@ def write_reconstructions(
 
 def main(argv: list[str] | None = None) -> int:
     arguments = parse("pretrain", __doc__, argv)
+    with common.started(arguments[-1]) as accelerator:
+        if accelerator is not None:
+            run(arguments, accelerator)
+    return 0
+
+
+def run(arguments: tuple, accelerator: Accelerator) -> None:
     data_arguments, model_arguments, losses, augmentation_arguments, training = arguments
-    accelerator = common.start(training)
-    if accelerator is None:
-        return 0
     output = Path(training.output_dir)
     common.check_checkpoint(model_arguments.model_name_or_path)
     dataset, splits, rows = None, {}, []
@@ -272,15 +281,17 @@ def main(argv: list[str] | None = None) -> int:
             "target_std": model.distillation.target_std(sums),
         }
 
-    def evaluate(step: int) -> dict[str, float]:
+    def evaluate(step: int, heed_signals: Callable[[], None]) -> dict[str, float]:
         if held_out is None:
             return {}
-        batch_size = training.per_device_eval_batch_size
-        metrics = held_out_losses(model, held_out, statistics, batch_size, accelerator)
-        stopping.offer(-metrics["eval_reconstruction_loss"])
-        last, per_epoch = stopping.finished(), feed.steps_per_epoch
+        shared = statistics, training.per_device_eval_batch_size, accelerator, heed_signals
+        # before the encoder alone: FSDP2's very first forward must be the whole model's
+        metrics = held_out_losses(model, held_out, *shared)
+        score, per_epoch = -metrics["eval_reconstruction_loss"], feed.steps_per_epoch
+        last = stopping.finished_with(score)
         if probe_due(step, training, settings, per_epoch, images, held_out, last):
-            metrics |= probe_features(model, images, held_out, statistics, batch_size, accelerator)
+            metrics |= probe_features(model, images, held_out, *shared)
+        stopping.offer(score)
         return metrics
 
     stage = Stage(
@@ -300,13 +311,23 @@ def main(argv: list[str] | None = None) -> int:
     log = Log(
         output / "metrics.jsonl" if accelerator.is_main_process else None, watch=CollapseMonitor()
     )
-    results = fit(accelerator, model, feed, stage, settings, arguments, log, betas=(0.9, 0.95))
+    uploads = start_uploads(training, accelerator, model, statistics, settings.total_steps)
+    results = fit(
+        accelerator,
+        model,
+        feed,
+        stage,
+        settings,
+        arguments,
+        log,
+        betas=(0.9, 0.95),
+        uploads=uploads,
+    )
     model = whole_model(model)
     if not accelerator.is_main_process:
-        return 0
+        return
     model.eval()
     if held_out is not None:
         write_reconstructions(model, held_out, statistics, output / "reconstructions.png")
     results = {"num_train_images": feed.num_images, **results}
-    finish_run(output, model, statistics, log, accelerator, results)
-    return 0
+    finish_run(output, model, statistics, log, accelerator, results, uploads)

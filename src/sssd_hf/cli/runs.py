@@ -17,6 +17,7 @@ from ..configuration_sssd import SSSDConfig
 from ..data.cache import Images
 from ..data.preparation import Preparation
 from ..evaluation.metrics import to_json
+from ..hub.cards import CardOptions, write_card
 from ..training.averaging import WeightAverage
 from ..training.checkpoints import Checkpoints, gather
 from ..training.feeds import Ahead, ImageFeed, StreamFeed
@@ -24,9 +25,10 @@ from ..training.log import Log
 from ..training.loop import LoopSettings, Stage, train
 from ..training.optimization import cosine_with_warmup, parameter_groups
 from .arguments import DataArguments, ModelArguments, TrainingArguments
-from .common import save_checkpoint, versions, write_json
+from .common import hardware, save_checkpoint, versions, write_json
 from .data import decode_split, hold_out, load_stream, working_size
 from .parsing import as_dict
+from .uploads import RunUploads
 
 logger = logging.getLogger("sssd_hf")
 
@@ -160,6 +162,10 @@ class EarlyStopping:
     def finished(self) -> bool:
         return 0 < self.patience <= self.since
 
+    def finished_with(self, score: float) -> bool:
+        """Whether it would be, were this score offered."""
+        return 0 < self.patience <= self.since + 1 and not score > self.best
+
     def state(self) -> dict[str, float]:
         return {"best": self.best, "since": self.since}
 
@@ -172,7 +178,8 @@ FREE_OPTIONS = {
     "output_dir", "resume_from_checkpoint", "overwrite_output_dir", "data_dir", "cache_dir",
     "cache", "logging_steps", "report_to", "checkpointing_steps", "checkpointing_minutes",
     "save_total_limit", "per_device_train_batch_size", "per_device_eval_batch_size",
-    "gradient_accumulation_steps",
+    "gradient_accumulation_steps", "push_to_hub", "hub_model_id", "hub_private_repo",
+    "hub_revision", "hub_tag",
 }  # fmt: skip
 
 
@@ -186,6 +193,7 @@ def fit(
     log: Log,
     betas: tuple[float, float],
     layer_decay: float = 1.0,
+    uploads: RunUploads | None = None,
 ) -> dict[str, float]:
     """Train `model` as the options (last of `arguments`: the training ones) say; AdamW, a cosine
     schedule with warm-up. Afterwards it has the last weights, or their average (--ema_decay).
@@ -212,6 +220,7 @@ def fit(
         every,
         training.checkpointing_minutes,
         training.save_total_limit,
+        uploads.offer if uploads else None,
     )
     options = {k: v for k, v in as_dict(*arguments).items() if k not in FREE_OPTIONS}
     if training.report_to != "none":
@@ -260,16 +269,26 @@ def finish_run(
     log: Log,
     accelerator: Accelerator,
     results: dict[str, Any],
+    uploads: RunUploads | None = None,
 ) -> None:
-    """Write the checkpoint, curves.png, and all_results.json: the last value of everything logged,
-    and `results`."""
+    """Write the checkpoint, curves.png, all_results.json (the last value of everything logged, and
+    `results`) and the card, and publish them where --push_to_hub says so.
+
+    Raises:
+        HubError: all was written, but could not be published.
+    """
     from ..evaluation.plots import plot_training_curves
 
     save_checkpoint(model, output, statistics)
     plot_training_curves(output / "metrics.jsonl", output / "curves.png")
-    last: dict[str, Any] = {"num_processes": accelerator.num_processes}
-    for record in log.records:
-        last |= record
-    write_json(output / "all_results.json", to_json(last | results | {"versions": versions()}))
+    last = {"num_processes": accelerator.num_processes, **log.last, **results}
+    last |= {"hardware": hardware(accelerator), "versions": versions()}
+    write_json(output / "all_results.json", to_json(last))
+    try:
+        write_card(output, options=CardOptions(uploads.repo_id if uploads else None))
+    except ValueError as error:  # somebody else's README.md; the run itself is done
+        logger.warning(f"no card was written: {error}")
     minutes, rate = results["train_runtime"] / 60, results["train_images_per_second"]
     logger.info(f"done in {minutes:.1f} min, {rate:.0f} images/s; checkpoint in {output}")
+    if uploads:
+        uploads.finish()

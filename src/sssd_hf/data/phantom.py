@@ -14,6 +14,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -127,6 +128,43 @@ def write_phantoms(
         writer.writerows(rows)
     note.write_text(json.dumps(wanted, indent=2) + "\n")
     return folder
+
+
+def lesion_masks(folder: str | Path, file_names: list[str]) -> np.ndarray:
+    """Where the lesions are in slices that `write_phantoms` wrote: (slices, size, size) bool.
+
+    Nothing of it lies in the folder: the slices are drawn again from what `phantom.json` tells.
+
+    Args:
+        file_names: as in metadata.csv, `images/p0001_s0.png`.
+
+    Raises:
+        FileNotFoundError: the folder holds no phantoms.
+        ValueError: it was written by another version, or a name is not of one of its slices.
+    """
+    note = Path(folder) / "phantom.json"
+    if not note.is_file():
+        raise FileNotFoundError(f"{note} is missing: {folder} is no folder of phantoms")
+    told = json.loads(note.read_text())
+    if told["version"] != VERSION:
+        raise ValueError(
+            f"{note} is of version {told['version']}, this package draws version {VERSION}; write "
+            "the phantoms anew"
+        )
+    seed, slices, size = (told[name] for name in ("seed", "slices_per_patient", "image_size"))
+    masks = np.zeros((len(file_names), size, size), bool)
+    patients: dict[int, _Patient] = {}
+    for mask, name in zip(masks, file_names, strict=True):
+        found = re.fullmatch(r"images/p(\d{4,})_s(\d+)\.png", name)
+        number, index = map(int, found.groups()) if found else (0, 0)
+        if not 1 <= number <= told["num_patients"] or index >= slices:
+            raise ValueError(
+                f"{name} is no slice of the {told['num_patients']} phantoms in {folder}"
+            )
+        if number not in patients:
+            patients[number] = _draw_patient(seed, number)
+        mask[:] = _render(patients[number], seed, number, index, slices, size).lesion_mask
+    return masks
 
 
 def _split_patients(labels: list[int], seed: int) -> list[str]:

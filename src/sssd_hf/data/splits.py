@@ -80,7 +80,7 @@ def make_splits(
     def cut(rows, fraction, option):
         if not fraction or not rows:
             return rows, []
-        return _cut(rows, fraction, labels, groups, seed, option)
+        return cut_rows(rows, fraction, labels, groups, seed, option)
 
     if split_column is None:
         rest, test = cut(rows, train_test_split, "--train_test_split")
@@ -159,8 +159,17 @@ def _alias(name, values):
     return hits[0] if len(hits) == 1 else None
 
 
-def _cut(rows, fraction, labels, groups, seed, option):
-    """Split `rows` into what stays and what is cut off, both in the given order."""
+def cut_rows(rows, fraction, labels, groups, seed, option):
+    """Split `rows` into what stays and what is cut off, both in the given order; see `make_splits`.
+
+    Args:
+        fraction: 0 < fraction < 1 of the images, about.
+        labels, groups: of all rows of the data set; without `groups` each image is its own.
+        option: the one that `fraction` was given by, for messages.
+
+    Raises:
+        ValueError: there are too few images or groups to cut.
+    """
     import numpy as np
 
     y = np.array([labels[row] for row in rows])

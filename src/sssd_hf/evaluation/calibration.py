@@ -191,7 +191,9 @@ def apply_calibration(probabilities, calibration: dict | None) -> tuple[np.ndarr
     return probabilities, (probabilities[:, 1] >= threshold).astype(np.int64)
 
 
-def reliability_curve(labels, probabilities, num_bins: int = 15) -> list[dict[str, float]]:
+def reliability_curve(
+    labels, probabilities, num_bins: int = 15, class_index: int | None = None
+) -> list[dict[str, float]]:
     """The filled bins of `confidence_bins`, by rising confidence, as plain numbers for a figure.
 
     Each has low, high (its edges), count, confidence (mean), accuracy and the Wilson interval
@@ -199,7 +201,7 @@ def reliability_curve(labels, probabilities, num_bins: int = 15) -> list[dict[st
     """
     from sssd_hf.evaluation.independent import wilson_interval
 
-    counts, confidence, accuracy = confidence_bins(labels, probabilities, num_bins)
+    counts, confidence, accuracy = confidence_bins(labels, probabilities, num_bins, class_index)
     curve = []
     for index in np.flatnonzero(counts):
         count = int(counts[index])

@@ -5,6 +5,8 @@ Those that assume independent images are in `independent`.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from sssd_hf.evaluation.metrics import check_predictions
@@ -40,7 +42,7 @@ def _group_indices(groups, count):
     return np.unique(check_groups(groups, count), return_inverse=True)[1]
 
 
-def _draw_multiplicities(generator, strata, num_resamples):
+def draw_groups(generator, strata, num_resamples):
     """How often each group is drawn [R, G]: with replacement, within its stratum (int [G])."""
     multiplicities = np.empty((num_resamples, len(strata)))
     for stratum in np.unique(strata):
@@ -50,6 +52,45 @@ def _draw_multiplicities(generator, strata, num_resamples):
         counts = np.bincount(draws.ravel(), minlength=draws.size)
         multiplicities[:, members] = counts.reshape(draws.shape)
     return multiplicities
+
+
+def count_groups(labels, groups=None) -> int:
+    """How many independent units N labels have: the different ids, or N without ids."""
+    return len(np.unique(_group_indices(groups, len(labels))))
+
+
+def _strata(labels, num_classes, group_index):
+    """The label that most images of each group have, int [G]."""
+    num_groups = int(group_index.max(initial=-1)) + 1
+    counts = np.bincount(group_index * num_classes + labels, minlength=num_groups * num_classes)
+    return counts.reshape(num_groups, num_classes).argmax(axis=1)
+
+
+def shows_every_class(labels, num_classes: int, groups=None) -> bool:
+    """Whether draws show the spread of each class: none is the most frequent of one group only."""
+    labels = np.asarray(labels)
+    strata = _strata(labels, num_classes, _group_indices(groups, len(labels)))
+    return 1 not in np.bincount(strata)
+
+
+def resampled_weights(
+    labels, num_classes: int, groups=None, *, num_resamples=2000, seed=0
+) -> Iterator[np.ndarray]:
+    """The draws of `bootstrap_intervals`: how often each image is drawn, float [r, N] at a time.
+
+    labels [N] in 0..num_classes-1, groups N ids or None. Whole groups are drawn with replacement,
+    stratified by the label that most of their images have (see there for when they are not).
+    """
+    labels = np.asarray(labels)
+    group_index = _group_indices(groups, len(labels))
+    strata = _strata(labels, num_classes, group_index)
+    if 1 in np.bincount(strata):
+        strata = np.zeros_like(strata)
+    generator = np.random.default_rng(seed)
+    rows = max(1, CHUNK_ELEMENTS // max(1, len(labels)))
+    for start in range(0, num_resamples, rows):
+        drawn = draw_groups(generator, strata, min(rows, num_resamples - start))
+        yield drawn[:, group_index]  # (resamples, images)
 
 
 def bootstrap_samples(
@@ -69,23 +110,14 @@ def bootstrap_samples(
         check_predictions(labels, probabilities) for probabilities in probabilities_of_models
     ]
     labels, num_classes = checked[0][0], checked[0][1].shape[1]
-    group_index = _group_indices(groups, len(labels))
-    num_groups = int(group_index.max(initial=-1)) + 1
-    if num_groups < 2:
+    if count_groups(labels, groups) < 2:
         return [{name: np.full(num_resamples, np.nan) for name in NAMES} for _ in checked]
 
-    counts = np.bincount(group_index * num_classes + labels, minlength=num_groups * num_classes)
-    strata = counts.reshape(num_groups, num_classes).argmax(axis=1)
-    single = 1 in np.bincount(strata)
-    if single:
-        strata = np.zeros_like(strata)
-
-    generator = np.random.default_rng(seed)
-    rows = max(1, CHUNK_ELEMENTS // len(labels))
+    single = not shows_every_class(labels, num_classes, groups)
     samples = [{name: [] for name in NAMES} for _ in checked]
-    for start in range(0, num_resamples, rows):
-        drawn = _draw_multiplicities(generator, strata, min(rows, num_resamples - start))
-        weights = drawn[:, group_index]  # (resamples, images)
+    for weights in resampled_weights(
+        labels, num_classes, groups, num_resamples=num_resamples, seed=seed
+    ):
         for parts, (_, probabilities) in zip(samples, checked, strict=True):
             for name, values in resampled_metrics(labels, probabilities, weights).items():
                 if single and name not in MEANS_OVER_IMAGES:

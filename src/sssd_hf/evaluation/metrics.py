@@ -56,17 +56,23 @@ def check_predictions(labels, probabilities) -> tuple[np.ndarray, np.ndarray]:
     return labels, probabilities
 
 
-def confidence_bins(labels, probabilities, num_bins=15) -> tuple[np.ndarray, ...]:
+def confidence_bins(
+    labels, probabilities, num_bins=15, class_index: int | None = None
+) -> tuple[np.ndarray, ...]:
     """Counts, mean confidence and accuracy [B] in B equally wide bins of the confidence.
 
     The confidence of an image is the probability of its predicted class, between 1/K and 1; bin b
     of 0..B-1 holds b / B < confidence <= (b + 1) / B. Mean and accuracy of an empty bin are NaN.
+    With `class_index` the probability of this class is binned, and accuracy is its share.
     """
     labels, probabilities = check_predictions(labels, probabilities)
     if num_bins < 1:
         raise ValueError(f"num_bins is {num_bins}, expected at least 1")
-    confidence = probabilities.max(axis=1).clip(0, 1)
-    right = probabilities.argmax(axis=1) == labels
+    if class_index is None:
+        confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
+    else:
+        confidence, right = probabilities[:, class_index], labels == class_index
+    confidence = confidence.clip(0, 1)
     index = np.ceil(confidence * num_bins).astype(int).clip(1, num_bins) - 1
     counts = np.bincount(index, minlength=num_bins)
     sums = [np.bincount(index, weights=value, minlength=num_bins) for value in (confidence, right)]

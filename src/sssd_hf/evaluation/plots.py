@@ -78,7 +78,8 @@ def _smooth(x, y):
     return x[half:-half], np.convolve(y, np.full(window, 1 / window), mode="valid")
 
 
-def _style(axes, title, x_label, y_label):
+def style_axes(axes, title, x_label, y_label) -> None:
+    """Title and axis labels, quiet spines and grid: what all figures have in common."""
     axes.set_title(title, fontsize=11, loc="left", fontweight="bold", color="#222222")
     axes.set_xlabel(x_label, fontsize=10, color="#444444")
     axes.set_ylabel(y_label, fontsize=10, color="#444444")
@@ -145,7 +146,7 @@ def training_figure(records: list[dict]):
             scale, y_label = 10.0**exponent, f"learning rate / $10^{{{exponent}}}$"
         for x, y, *rest in curves:
             _draw_curve(axes, x, y / scale, *rest, smooth=not schedule)
-        _style(axes, title, "epoch" if x_key == "epoch" else "optimiser step", y_label)
+        style_axes(axes, title, "epoch" if x_key == "epoch" else "optimiser step", y_label)
         if schedule:
             axes.set_ylim(bottom=0)
         elif title != "Held-out classification" and 0 < 20 * values.min() < values.max():

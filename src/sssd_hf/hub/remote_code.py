@@ -1,5 +1,6 @@
 """Saving a checkpoint together with the model's code, for users who don't have the package."""
 
+import copy
 import shutil
 from pathlib import Path
 
@@ -32,6 +33,19 @@ def save_with_code(model: PreTrainedModel, folder: str | Path) -> None:
         model.config.auto_map = before
         if before is None:
             del model.config.auto_map
+    for path in code_files():
+        shutil.copyfile(path, folder / path.name)
+
+
+def code_files() -> list[Path]:
+    """The four files of the models' code."""
     package = Path(__file__).parent.parent
-    for name in MODULES:
-        shutil.copyfile(package / f"{name}.py", folder / f"{name}.py")
+    return [package / f"{name}.py" for name in MODULES]
+
+
+def config_with_code(model: PreTrainedModel) -> str:
+    """The config.json that `save_with_code` writes, without writing the weights."""
+    config = copy.deepcopy(model.config)
+    config.auto_map, config.architectures = dict(AUTO_MAP), [type(model).__name__]
+    config.dtype = str(model.dtype).removeprefix("torch.")
+    return config.to_json_string()

@@ -16,6 +16,7 @@ import logging
 import os
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,12 +44,14 @@ class Checkpoints:
         every_steps: a checkpoint after so many steps; 0: by time alone.
         every_minutes: a checkpoint after so many minutes of training; 0: none by time.
         limit: how many are kept; 0: all.
+        saved: told of each checkpoint's folder once it is whole; must neither wait nor raise.
     """
 
     folder: Path
     every_steps: int = 0
     every_minutes: float = 0.0
     limit: int = 2
+    saved: Callable[[Path], None] | None = None
     _last: float = field(default_factory=time.monotonic)
 
     def due_by_time(self) -> bool:
@@ -98,6 +101,8 @@ class Checkpoints:
         place = found.index(final)
         for other in found[:place] + (found[place + self.limit :] if self.limit else []):
             _remove(other)
+        if self.saved:
+            self.saved(final)
         return final
 
     def found(self) -> list[Path]:

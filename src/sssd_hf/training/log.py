@@ -11,17 +11,17 @@ from typing import Any
 @dataclass
 class Log:
     """`metrics.jsonl`: one object a line, written by the main process; a tracker and a watcher are
-    told the same."""
+    told the same. `last` has the last value of everything."""
 
     path: Path | None
-    records: list[dict] = field(default_factory=list)
+    last: dict[str, Any] = field(default_factory=dict)
     tracker: Callable[[dict, int], None] | None = None
     watch: Callable[[dict], None] | None = None
 
     def write(self, record: dict[str, Any]) -> None:
         # JSON knows neither NaN nor infinity
         record = {k: None if v is None or not math.isfinite(v) else v for k, v in record.items()}
-        self.records.append(record)
+        self.last |= record
         if self.path:
             with open(self.path, "a") as file:
                 file.write(json.dumps(record) + "\n")
@@ -35,16 +35,18 @@ class Log:
         """Take back what an interrupted run wrote after the step it goes on from."""
         if not self.path or not self.path.exists():
             return
+        kept = []
         for line in self.path.read_text().splitlines():
             try:
                 record = json.loads(line)
             except ValueError:  # cut off by the interruption
                 break
             if record["step"] <= step:
-                self.records.append(record)
+                kept.append(line)
+                self.last |= record
                 if self.watch:  # it may know of the past
                     self.watch(record)
-        text = "".join(json.dumps(record) + "\n" for record in self.records)
+        text = "".join(f"{line}\n" for line in kept)
         temporary = self.path.with_suffix(".tmp")
         temporary.write_text(text)
         temporary.replace(self.path)

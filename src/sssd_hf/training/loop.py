@@ -11,8 +11,9 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ from .checkpoints import CheckpointError, Checkpoints, reshard
 from .feeds import Draw, ImageFeed
 from .log import Log
 from .optimization import set_learning_rate
-from .signals import Interrupted, StopSignals
+from .signals import BrokenOff, Interrupted, StopSignals
 from .state import Progress, collect_state, restore_state
 
 logger = logging.getLogger("sssd_hf")
@@ -53,7 +54,8 @@ class Stage:
         log_values: model output -> scalars to log, averaged over images.
         after_step: (step, sums over the global batch of the output's statistics or None) -> more
             scalars to log.
-        evaluate: step -> metrics.
+        evaluate: (step, heed_signals) -> metrics. `heed_signals`, called before each batch, raises
+            BrokenOff where the evaluation is to be left; until its end it must change no state.
         finished: whether the metrics say to stop early.
         state, load_state: what else a resumed run needs: tensors by name, plain values.
         image_names: image indices -> names, for messages.
@@ -63,7 +65,7 @@ class Stage:
     batch_weight: Callable[[dict[str, Any]], torch.Tensor]
     log_values: Callable[[Any], dict[str, torch.Tensor]]
     after_step: Callable[[int, dict[str, torch.Tensor] | None], dict[str, torch.Tensor]]
-    evaluate: Callable[[int], dict[str, float]]
+    evaluate: Callable[[int, Callable[[], None]], dict[str, float]]
     finished: Callable[[], bool] = lambda: False
     state: Callable[[], tuple[dict[str, torch.Tensor], dict[str, Any]]] = lambda: ({}, {})
     load_state: Callable[[dict[str, torch.Tensor], dict[str, Any]], None] = lambda t, v: None
@@ -122,11 +124,19 @@ def train(
     # read two steps late on an accelerator, so that the host need not wait for it
     flags: deque[torch.Tensor] = deque(maxlen=1 if accelerator.device.type == "cpu" else 3)
     waiting: list[tuple[dict, dict]] = []
+
+    def keep(must: bool) -> None:
+        _fetch(accelerator, waiting, progress, feed, stage, checkpoints)
+        state = collect_state(accelerator, plain, optimizer, feed, stage, average, progress)
+        _save(accelerator, checkpoints, progress.step, *state, options, must)
+
     model.train()
     with StopSignals() as signals, bar:
+        heed_signals = partial(signals.heed, accelerator)
         if progress.evaluation_due:
-            _evaluate(model, plain, stage, average, progress, log)
-        while progress.step < settings.total_steps and not progress.ended_early:
+            _evaluate(model, plain, stage, average, progress, log, heed_signals)
+        stop = progress.evaluation_due
+        while not stop and progress.step < settings.total_steps and not progress.ended_early:
             started = time.perf_counter()
             step = progress.step
             learning_rate = set_learning_rate(optimizer, schedule(step))
@@ -185,22 +195,23 @@ def train(
                 progress.unlogged = []
                 bar.set_postfix({"loss": f"{record['loss']:.4f}", "img/s": f"{rate:.0f}"})
             due = done or (settings.eval_steps and progress.step % settings.eval_steps == 0)
-            progress.epoch, progress.evaluation_due = draws.epoch, bool(due and stop)
+            progress.epoch, progress.evaluation_due = draws.epoch, bool(due)
             if due and not stop:
-                _evaluate(model, plain, stage, average, progress, log)
+                _evaluate(model, plain, stage, average, progress, log, heed_signals)
+            stop = stop or progress.evaluation_due
             if accelerator.num_processes == 1:  # a signal during the evaluation costs no more steps
                 stop = signals.received is not None
-            if checkpoints and (stop or save):
-                _fetch(accelerator, waiting, progress, feed, stage, checkpoints)
-                state = collect_state(accelerator, plain, optimizer, feed, stage, average, progress)
-                _save(accelerator, checkpoints, progress.step, *state, options, must=stop)
+            if checkpoints and save and not stop:
+                keep(must=False)
                 flags.clear()  # else what was wished before the save would be granted after it
-            if stop:
-                raise Interrupted(
-                    f"stopped by {signals.received or 'a signal to another process'} after step "
-                    f"{progress.step} of {settings.total_steps}; the state is saved: the same "
-                    "command with --resume_from_checkpoint latest goes on from here"
-                )
+        if stop:
+            if checkpoints:
+                keep(must=True)
+            raise Interrupted(
+                f"stopped by {signals.received or 'a signal to another process'} after step "
+                f"{progress.step} of {settings.total_steps}; the state is saved: the same "
+                "command with --resume_from_checkpoint latest goes on from here"
+            )
     if progress.ended_early and progress.step < settings.total_steps:
         logger.info(f"ended early after step {progress.step}: the metric no longer improves")
     return {
@@ -210,17 +221,21 @@ def train(
     }
 
 
-def _evaluate(model, plain, stage, average, progress, log) -> None:
-    started = time.perf_counter()
+def _evaluate(model, plain, stage, average, progress, log, heed_signals) -> None:
+    """Still due afterwards where a signal broke it off: the resumed run begins it anew."""
+    started, metrics = time.perf_counter(), None
     model.eval()
     with average.applied() if average else nullcontext():
-        metrics = stage.evaluate(progress.step)
+        with suppress(BrokenOff):
+            metrics = stage.evaluate(progress.step, heed_signals)
         reshard(plain)
     model.train()
     progress.evaluating += time.perf_counter() - started
+    progress.evaluation_due = metrics is None
     if metrics:
         log.write({"step": progress.step, "epoch": progress.epoch, **metrics})
-    progress.ended_early, progress.evaluation_due = stage.finished(), False
+    if metrics is not None:
+        progress.ended_early = stage.finished()
 
 
 def _check_agreement(step: int) -> None:

@@ -5,12 +5,19 @@ import signal
 import threading
 import time
 
+import torch
+from accelerate import Accelerator
+
 NAMES = ("SIGTERM", "SIGUSR1", "SIGINT")  # SIGUSR1: what clusters warn with before preemption
 EXIT_STATUS = 75  # sysexits' EX_TEMPFAIL: start the same command again
 
 
 class Interrupted(Exception):
     """A signal ended the run; its state is saved. The message says how to go on."""
+
+
+class BrokenOff(Exception):
+    """A signal came during an evaluation, of which nothing is kept."""
 
 
 class StopSignals:
@@ -23,6 +30,20 @@ class StopSignals:
         self.when = 0.0
         self.before: dict[int, object] = {}
 
+    def heed(self, accelerator: Accelerator) -> None:
+        """To be called now and then by what can be begun anew, equally often by all processes: they
+        leave it together.
+
+        Raises:
+            BrokenOff: a signal was received, by any of them.
+        """
+        asked = self.received is not None
+        if accelerator.num_processes > 1:
+            wish = torch.full((), float(asked), device=accelerator.device)
+            asked = accelerator.reduce(wish, "sum").item() > 0
+        if asked:
+            raise BrokenOff
+
     def _note(self, number: int, frame: object) -> None:
         again = self.received is not None and time.monotonic() - self.when > 2
         if number == signal.SIGINT and again:
@@ -30,7 +51,7 @@ class StopSignals:
         if self.received is None:
             self.received, self.when = signal.Signals(number).name, time.monotonic()
             # not print: a handler may interrupt a write to the same buffer
-            os.write(2, f"\n{self.received}: saving after this step, then leaving\n".encode())
+            os.write(2, f"\n{self.received}: saving, then leaving\n".encode())
 
     def __enter__(self) -> "StopSignals":
         if threading.current_thread() is threading.main_thread():  # elsewhere Python allows none

@@ -22,7 +22,7 @@ class Progress:
     unlogged: list[dict[str, float]] = field(default_factory=list)  # steps since the last line
     ended_early: bool = False
     epoch: float = 0.0
-    evaluation_due: bool = False  # a signal came before it: the resumed run makes up for it
+    evaluation_due: bool = False  # a signal came before its end: the resumed run makes up for it
 
 
 def collect_state(
