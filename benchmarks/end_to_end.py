@@ -55,7 +55,7 @@ def compare(title: str, data: Path, count: int, batch: int, epochs: int, argumen
 
 
 def main(argv: list[str] | None = None) -> None:
-    arguments = options(__doc__, argv, side=384)
+    arguments = options(__doc__, argv, side=384, most_epochs=10)
     cuda = arguments.device == "cuda"
     size, pixels, batch = ("base", 224, 128) if cuda else ("tiny", 112, 64)
     count = 2048 if cuda else 512
@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as home:
         data = phantom_folder(Path(home), count, arguments.side)
         own_options = ["--model_size", size, "--image_size", str(pixels), *PLAIN]
-        epochs = (1, 10) if not cuda else (10,)
+        epochs = [n for n in ((10,) if cuda else (1, 10, 100)) if n <= arguments.most_epochs]
         for number in epochs[:1] if arguments.quick else epochs:
             for precision in ("bf16",) if cuda else ("no", "bf16"):
                 same = {

@@ -91,11 +91,11 @@ def onnx_turns(folder: Path, pixels: int) -> dict:
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = torch.get_num_threads()
     turns = {}
-    for kind in ("onnx", "onnx-int8"):
+    for kind, more in (("onnx", []), ("onnx-int8", ["--int8", "true"])):
         place = folder / kind
         line = [sys.executable, str(script), "--model_name_or_path", str(folder / "own")]
         try:
-            child([*line, "--to", kind, "--output_dir", str(place)])
+            child([*line, "--to", "onnx", *more, "--output_dir", str(place)])
         except RuntimeError as error:
             print(f"inference: {kind} is left out: {str(error)[-300:]}", file=sys.stderr)
             continue

@@ -62,6 +62,19 @@ def test_values_and_gradients_are_those_of_the_modules(monkeypatch, name, onednn
         torch.testing.assert_close(found[key], value)
 
 
+@pytest.mark.skipif(not ONEDNN, reason="torch has no oneDNN here")
+@pytest.mark.parametrize("name", CASES)
+def test_inference_uses_the_faster_library_too(monkeypatch, name):
+    monkeypatch.setattr(products_sssd, "onednn_is_faster", lambda: True)
+    lean, plain = CASES[name]
+    module, x = modules(), torch.randn(3, 5, 8)
+    with torch.inference_mode(), torch.profiler.profile() as profile:
+        found = lean(module, x)
+    assert any("_linear_pointwise" in event.key for event in profile.key_averages())
+    with torch.no_grad():
+        torch.testing.assert_close(found.clone(), plain(module, x))
+
+
 @pytest.mark.parametrize("frozen", ["norm", "layer", "mlp"])
 def test_frozen_weights_get_no_gradient(frozen):
     module = modules()

@@ -1,5 +1,5 @@
-"""Linear layers in training: they keep less for the backward pass, and use the faster of two CPU
-libraries. The values are those of the plain layers, to the rounding of a sum's order.
+"""Linear layers that keep less for the backward pass, and use the faster of two CPU libraries. The
+values are those of the plain layers, to the rounding of a sum's order.
 
 Between two matrix products of a block lies a normalisation or a GELU, cheap to compute and large
 to keep. Autograd keeps its output for the gradient of the product behind it; here it is computed
@@ -32,9 +32,14 @@ def onednn_is_faster() -> bool:
     return information.exists() and "AuthenticAMD" in information.read_text()
 
 
+def _by_onednn(x: Tensor) -> bool:
+    fp32_on_cpu = x.dtype == torch.float32 and x.device.type == "cpu"
+    return fp32_on_cpu and not torch.is_autocast_enabled("cpu") and onednn_is_faster()
+
+
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x (rows, in) @ weight (out, in) transposed, + bias."""
-    if x.dtype == torch.float32 and x.device.type == "cpu" and onednn_is_faster():
+    if _by_onednn(x):
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return F.linear(x, weight, bias)
 
@@ -105,13 +110,14 @@ def _is_changed(module: nn.Module) -> bool:
     return not known or any(hooks)
 
 
-def _trains_plainly(*modules: nn.Module) -> bool:
-    """Whether nothing but these modules' own products is asked for: gradients are, no compiler is
-    at work (it decides by itself what to keep), and modules and weights (no DTensors) are plain."""
+def _is_plain(x: Tensor, *modules: nn.Module) -> bool:
+    """Whether products of these modules may be computed here: something is gained (a backward pass
+    will follow, or oneDNN is faster), no compiler or exporter is at work (it decides by itself what
+    to keep), and modules and weights (no DTensors) are plain."""
+    at_work = torch.compiler.is_compiling() or torch.jit.is_tracing()
     return (
-        torch.is_grad_enabled()
-        and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()
+        not at_work
+        and (torch.is_grad_enabled() or _by_onednn(x))
         and not any(_is_changed(m) for m in modules)
         and all(type(p) is nn.Parameter for m in modules for p in m.parameters())
     )
@@ -130,23 +136,21 @@ def _apply(function, x: Tensor, layer: nn.Linear, *options) -> Tensor:
 
 def linear(x: Tensor, layer: nn.Linear) -> Tensor:
     """`layer(x)`"""
-    fp32_on_cpu = x.dtype == torch.float32 and x.device.type == "cpu"
-    fp32_on_cpu = fp32_on_cpu and not torch.is_autocast_enabled("cpu")
-    if fp32_on_cpu and _trains_plainly(layer) and onednn_is_faster():
+    if _is_plain(x, layer) and _by_onednn(x):
         return _apply(_Linear, x, layer)
     return layer(x)
 
 
 def norm_linear(x: Tensor, norm: nn.LayerNorm, layer: nn.Linear) -> Tensor:
     """`layer(norm(x))`"""
-    if x.dtype != norm.weight.dtype or not _trains_plainly(norm, layer):
+    if x.dtype != norm.weight.dtype or not _is_plain(x, norm, layer):
         return layer(norm(x))
     return _apply(_NormLinear, x, layer, norm.weight, norm.bias, norm.eps)
 
 
 def norm_mlp(x: Tensor, norm: nn.LayerNorm, mlp: nn.Sequential) -> Tensor:
     """`mlp(norm(x))`, of an mlp of fc1, act and fc2"""
-    if _is_changed(mlp) or not _trains_plainly(mlp.act, mlp.fc2):
+    if _is_changed(mlp) or not _is_plain(x, mlp.act, mlp.fc2):
         return mlp(norm(x))
     return _apply(_GeluLinear, norm_linear(x, norm, mlp.fc1), mlp.fc2)
 
