@@ -732,6 +732,41 @@ class ExportArguments:
             raise ValueError("--fold_temperature is for classifiers; --to vit_mae writes none.")
 
 
+@dataclass
+class DemoArguments:
+    _argument_group_name = "demo"
+
+    model_name_or_path: list[str] = option(
+        ["runs/finetuned"],
+        "The fine-tuned checkpoint or ensemble, a folder or Hub name; several are shown side by "
+        "side.",
+    )
+    pretrained_model: str | None = option(
+        None, "A checkpoint of pretraining, whose reconstructions are shown too."
+    )
+    title: str = option("Medical image classifier", "What the page is called.")
+    server_name: str = option(
+        "127.0.0.1",
+        "Address to listen at. The default is reached from this computer alone; 0.0.0.0 from all, "
+        "without a password.",
+    )
+    server_port: int | None = option(None, "Port (default: the first free one from 7860 on).")
+    max_files: int = option(300, "Files that are taken at once.")
+    max_slices: int = option(1000, "Slices and images that are taken at once.")
+    max_file_mb: int = option(200, "Size of a file, at most, in MB.")
+
+    def __post_init__(self) -> None:
+        check_ranges(
+            self,
+            server_port=(0, 65535),
+            max_files=(1, None),
+            max_slices=(1, None),
+            max_file_mb=(1, 2048),
+        )
+        if not self.model_name_or_path:
+            raise ValueError("--model_name_or_path is empty; name at least one model.")
+
+
 SCRIPTS: dict[str, tuple[type, ...]] = {
     "pretrain": (
         DataArguments,
@@ -748,4 +783,5 @@ SCRIPTS: dict[str, tuple[type, ...]] = {
     "push_to_hub": (PushArguments,),
     "cross_validate": (DataArguments, CrossValidateArguments),
     "export": (DataArguments, ExportArguments),
+    "demo_app": (DemoArguments,),
 }
