@@ -705,8 +705,12 @@ class ExportArguments:
     to: str = option(
         "vit",
         "What to write: vit (stock ViT, any transformers, no code), dinov2 (the same for models "
-        "with mean pooling), timm, onnx, or vit_mae (encoder and decoder of a pretrained one).",
-        choices=["vit", "dinov2", "vit_mae", "timm", "onnx"],
+        "with mean pooling), timm, onnx, vit_mae (encoder and decoder of a pretrained one), or "
+        "space (the demo, ready for the Hub's Spaces).",
+        choices=["vit", "dinov2", "vit_mae", "timm", "onnx", "space"],
+    )
+    pretrained_model: str | None = option(
+        None, "With --to space: a checkpoint of pretraining, whose reconstructions are shown too."
     )
     output_dir: str = option("runs/exported", "The folder to write, which must not exist yet.")
     fold_temperature: bool = option(
@@ -728,6 +732,10 @@ class ExportArguments:
     def __post_init__(self) -> None:
         if self.int8 and self.to != "onnx":
             raise ValueError(f"--int8 is for --to onnx, not for --to {self.to}.")
+        if self.pretrained_model and self.to != "space":
+            raise ValueError(f"--pretrained_model is for --to space, not for --to {self.to}.")
+        if self.fold_temperature and self.to == "space":
+            raise ValueError("--fold_temperature is not for --to space, which calibrates itself.")
         if self.fold_temperature and self.to == "vit_mae":
             raise ValueError("--fold_temperature is for classifiers; --to vit_mae writes none.")
 

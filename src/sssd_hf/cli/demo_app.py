@@ -5,24 +5,40 @@ and open http://127.0.0.1:7860. Several models are shown side by side. Research 
 medical device. It needs `pip install 'sssd_hf[demo]'`.
 """
 
+from typing import TYPE_CHECKING
+
 from .app import serving
 from .common import check_checkpoint
 from .parsing import parse
+
+if TYPE_CHECKING:
+    from .app.answers import NamedClassifier, Reconstructor
+
+
+def load_demo_models(
+    names: list[str], pretrained: str | None
+) -> "tuple[list[NamedClassifier], Reconstructor | None]":
+    """What the page shows.
+
+    Raises:
+        ValueError: naming the option whose checkpoint can't be used.
+    """
+    from .app.answers import load_all, load_reconstructor
+
+    if pretrained:
+        check_checkpoint(pretrained, "--pretrained_model")
+    return load_all(names), load_reconstructor(pretrained) if pretrained else None
 
 
 def main(argv: list[str] | None = None) -> int:
     (arguments,) = parse("demo_app", __doc__, argv)
     serving.prepare_environment()
     serving.require_gradio()
-    from .app.answers import load_all, load_reconstructor
     from .app.intake import Limits
     from .app.page import CSS, Demo, build
 
-    if arguments.pretrained_model:
-        check_checkpoint(arguments.pretrained_model, "--pretrained_model")
-    models = load_all(arguments.model_name_or_path)
-    reconstructor = (
-        load_reconstructor(arguments.pretrained_model) if arguments.pretrained_model else None
+    models, reconstructor = load_demo_models(
+        arguments.model_name_or_path, arguments.pretrained_model
     )
     limits = Limits(
         files=arguments.max_files,

@@ -112,15 +112,12 @@ def load_reconstructor(name: str) -> Reconstructor:
 def short_names(names: Sequence[str]) -> list[str]:
     """The last part of each path or Hub name; longer where the last parts are the same."""
     parts = [Path(name).parts for name in names]
+    short = list(names)
     for length in range(1, max(map(len, parts)) + 1):
         short = ["/".join(each[-length:]) for each in parts]
-        if len(set(short)) == len(set(names)):
-            break
-    counts = {name: 0 for name in short}
-    for i, name in enumerate(short):
-        counts[name] += 1
-        short[i] = name if short.count(name) == 1 else f"{name} ({counts[name]})"
-    return short
+        if len(set(short)) == len(short):
+            return short
+    return [f"{name} ({number})" for number, name in enumerate(short, 1)]
 
 
 def as_images(pixels: np.ndarray) -> Images:

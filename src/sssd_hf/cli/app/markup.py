@@ -15,7 +15,7 @@ from .answers import Answer
 from .intake import Place
 
 PICTURE_SIDE = 320  # pixels, at least: pictures the size of the model's input are a stamp
-CURVE_WIDTH, CURVE_HEIGHT = 640, 150
+CURVE_WIDTH, CURVE_HEIGHT = 420, 150
 # how spreadsheets tell a formula
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 BANNER = (
@@ -118,7 +118,7 @@ def rule_of(answer: Answer, several: bool) -> str:
 def curve(answer: Answer, places: Sequence[Place]) -> str:
     """The probability of one class along a series, as a drawing that scales."""
     label, values = answer.labels[answer.followed], answer.probabilities[:, answer.followed]
-    left, right, top, bottom = 38, 8, 8, 22  # of what is drawn around the plot
+    left, right, top, bottom = 48, 8, 10, 24  # of what is drawn around the plot
     width, height = CURVE_WIDTH - left - right, CURVE_HEIGHT - top - bottom
     xs = left + (np.arange(len(values)) + 0.5) / len(values) * width
     ys = top + (1 - values) * height
@@ -176,9 +176,14 @@ def slice_table(answer: Answer, places: Sequence[Place]) -> str:
 
 
 def overlays(
-    pixels: np.ndarray, maps: np.ndarray, places: Sequence[Place], shares: Sequence[float]
+    pixels: np.ndarray,
+    maps: np.ndarray,
+    places: Sequence[Place],
+    label: str,
+    shares: Sequence[float],
 ) -> str:
-    """Each image beside its heat map. shares: the probability of the class that is explained."""
+    """Each image beside its heat map. label, shares: the class that is explained, and its
+    probability."""
     pairs = []
     for image, heat, place, share in zip(pixels, maps, places, shares):
         picture = to_picture(image)
@@ -189,7 +194,7 @@ def overlays(
         )
         pairs.append(
             f'<div class="sssd-pair"><div class="sssd-two">{both}</div>'
-            f"<p>{place.name}: {percent(share)}</p></div>"
+            f"<p>{place.name}: {escape(label)} {percent(share)}</p></div>"
         )
     return f'<div class="sssd-pairs">{"".join(pairs)}</div>'
 
@@ -287,6 +292,9 @@ def csv_text(rows: Sequence[Sequence[str]]) -> str:
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
+    """rows: a head and lines; a last column without content is left out."""
+    if not any(row[-1] for row in rows[1:]):
+        rows = [row[:-1] for row in rows]
     head, *body = rows
     lines = "".join(
         "<tr>" + "".join(f"<td>{escape(value)}</td>" for value in row) + "</tr>" for row in body

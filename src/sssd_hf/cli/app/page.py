@@ -43,6 +43,7 @@ AGGREGATION_NAMES = {"mean": "mean", "maximum": "max", "noisy-or": "noisy_or"}
 assert set(EXPLANATION_NAMES.values()) == set(EXPLANATIONS)
 assert set(AGGREGATION_NAMES.values()) == set(AGGREGATIONS)
 EMPTY = '<div class="sssd-empty">The answer appears here.</div>'
+WAIT = '<p class="sssd-hint">Being drawn.</p>'
 NO_CASE = '<p class="sssd-hint">Choose an image or a series above.</p>'
 DELETED = "Deleted from this computer: what was uploaded. The pictures are in your browser alone."
 
@@ -75,13 +76,16 @@ class Demo:
 # ---------------------------------------------------------------------- what happens
 
 
-def answer_case(demo: Demo, uploads: list[str] | None, aggregation: str) -> tuple[str, str]:
-    """(the answer, what the browser keeps of the case, as JSON: "" for nothing)."""
+def answer_case(
+    demo: Demo, uploads: list[str] | None, aggregation: str
+) -> tuple[str, str, str, str]:
+    """(the answer, what the browser keeps of the case, as JSON: "" for nothing, and two times what
+    stands in place of the last case's pictures until there are new ones)."""
     uploads = in_natural_order(uploads or [])
     taken = take_in(uploads, demo.uploads, demo.preparations, demo.limits)
     problems = markup.problem_list(taken.problems, taken.count)
     if not taken.places:
-        return problems, ""
+        return problems, "", NO_CASE, NO_CASE
     method = AGGREGATION_NAMES[aggregation]
     cards, kept_classes = [], []
     shown: list[int] = []
@@ -97,7 +101,8 @@ def answer_case(demo: Demo, uploads: list[str] | None, aggregation: str) -> tupl
         "pixels": [pack(taken.pixels[each][shown]) for each in demo.preparations],
     }
     text = f'<div class="sssd-cards">{"".join(cards)}</div>'
-    return problems + text + f'<p class="sssd-good">{DELETED}</p>', json.dumps(kept)
+    result = problems + text + f'<p class="sssd-good">{DELETED}</p>'
+    return result, json.dumps(kept), WAIT, WAIT
 
 
 def read_kept(demo: Demo, kept: str) -> tuple[list[Place], list[int], list[np.ndarray], int]:
@@ -139,15 +144,19 @@ def explain_case(demo: Demo, kept: str, explanation: str) -> str:
     for model, target, images in zip(demo.models, classes, pixels):
         found = answer(model.classifier, images, "mean")
         maps = heat_maps(model.classifier, images, method, target)
-        label = escape(found.labels[target])
+        label, shares = found.labels[target], found.probabilities[:, target]
         parts.append(
-            f"<h3>{escape(model.name)}: what speaks for {label}</h3>"
-            + markup.overlays(images, maps, places, found.probabilities[:, target])
+            f"<section><h3>{escape(model.name)}: what speaks for {escape(label)}</h3>"
+            f"{markup.overlays(images, maps, places, label, shares)}</section>"
         )
     note = ""
     if total > len(places):
-        note = f'<p class="sssd-hint">{len(places)} of {total} slices, the most suspicious.</p>'
-    return f'<div class="sssd-pictures">{note}{"".join(parts)}{markup.LEGEND}</div>'
+        note = (
+            f'<p class="sssd-hint">{len(places)} of {total} slices: those with the highest '
+            "probability.</p>"
+        )
+    sections = f'<div class="sssd-models">{"".join(parts)}</div>'
+    return f'<div class="sssd-pictures">{note}{sections}{markup.LEGEND}</div>'
 
 
 def reconstruct_case(demo: Demo, kept: str, mask_ratio: float, seed: float) -> str:
@@ -160,7 +169,10 @@ def reconstruct_case(demo: Demo, kept: str, mask_ratio: float, seed: float) -> s
         demo.reconstructor, pixels[-1][: len(few)], float(mask_ratio), int(seed)
     )
     rows = markup.reconstruction_rows(pictures, few)
-    hint = f'<p class="sssd-hint">{visible} of {patches} patches are visible.</p>'
+    hint = (
+        f'<p class="sssd-hint">{visible} of {patches} patches are visible; there nothing was ever '
+        "asked of the decoder, and the third picture means nothing.</p>"
+    )
     return f'<div class="sssd-pictures">{hint}{rows}</div>'
 
 
@@ -209,19 +221,21 @@ def about(demo: Demo) -> str:
         hu = ", ".join(f"{centre:g}/{span:g}" for centre, span in windows)
         facts = {
             "classes": ", ".join(classifier.label_names),
-            "what it is shown": f"{seen}, {preparation.resize_mode}",
-            "window of CT values (centre/width, HU)": hu or "the file's own",
+            "images are made": f"{seen} ({preparation.resize_mode})",
+            "CT window": f"{hu} HU (centre/width)" if hu else "the file's own",
             "volumes are cut": preparation.slice_axis,
             "temperature": f"{calibration['temperature']:.3f}" if calibration else "none",
             "threshold": f"{calibration['threshold']:.3f} ({calibration['rule']})"
             if calibration and calibration["threshold"] is not None
             else "none: the most probable class",
-            "members": str(len(classifier.models)),
+            "networks averaged": str(len(classifier.models)),
         }
-        rows = [["", ""], *[[key, value] for key, value in facts.items()]]
+        rows = "".join(
+            f"<dt>{escape(key)}</dt><dd>{escape(value)}</dd>" for key, value in facts.items()
+        )
         sections.append(
-            f'<section class="sssd-card"><h3>{escape(model.name)}</h3>{markup.table(rows)}'
-            "</section>"
+            f'<section class="sssd-card"><h3>{escape(model.name)}</h3><dl class="sssd-facts">{rows}'
+            "</dl></section>"
         )
     limits = demo.limits
     text = f"""<p>Files are read by their content, whatever their names: PNG, JPEG, TIFF, BMP, WebP,
@@ -234,8 +248,9 @@ you leave.</p>
 <p>Where this page runs on another computer than yours, what you drop is sent there: no image of a
 patient belongs on a public one.</p>
 <p>An explanation shows what moves the model's answer. It is no outline of a lesion, and a wrong
-answer has one as well. A calibrated probability holds for images like those it was fitted on.</p>"""
-    return f'<div class="sssd-cards">{"".join(sections)}</div><div class="prose">{text}</div>'
+answer has one as well. A calibrated probability holds for images like those it was fitted on.
+</p>"""
+    return f'<div class="sssd-cards">{"".join(sections)}</div><div class="sssd-about">{text}</div>'
 
 
 # ---------------------------------------------------------------------- what lies where
@@ -286,15 +301,29 @@ def build(demo: Demo, title: str) -> Any:
     return blocks
 
 
+def _file_box(gr: Any, **options: Any) -> Any:
+    """A `gradio.File` that gives paths of what was uploaded, and nothing else. Changed in place:
+    Gradio writes a file beside the module that defines a subclass."""
+    box = gr.File(file_count="multiple", height=190, **options)
+    move = box.async_move_resource_to_block_cache
+
+    async def move_if_local(place: Any) -> str | None:
+        # else the "file" of a forged request is fetched, from any public host
+        return await move(place) if place is not None and Path(place).is_absolute() else None
+
+    def paths(payload: Any) -> list[str]:  # else an empty temporary file is left for each
+        return [file.path for file in payload.root] if payload else []
+
+    box.async_move_resource_to_block_cache, box.preprocess = move_if_local, paths
+    return box
+
+
 def _case_tab(gr: Any, demo: Demo) -> None:
     hidden = {"api_visibility": "private", "concurrency_id": "models"}
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
-            files = gr.File(
-                label="An image, or all files of one series",
-                file_count="multiple",
-                height=190,
-                elem_id="case-files",
+            files = _file_box(
+                gr, label="An image, or all files of one series", elem_id="case-files"
             )
             aggregation = gr.Radio(
                 list(AGGREGATION_NAMES),
@@ -314,20 +343,34 @@ def _case_tab(gr: Any, demo: Demo) -> None:
         filterable=False,
     )
     overlay = gr.HTML(NO_CASE, elem_id="case-overlay", padding=False)
-    explain = told(lambda *values: explain_case(demo, *values), 1)
-    # the box is emptied: its files are deleted
+    with gr.Column(visible=demo.reconstructor is not None):
+        ratio, seed, again, rebuilt = _reconstruction_controls(gr, demo)
     done = files.upload(
-        told(lambda *values: answer_case(demo, *values), 2),
+        told(lambda *values: answer_case(demo, *values), 4),
         [files, aggregation],
-        [result, kept],
+        [result, kept, overlay, rebuilt],
         show_progress_on=result,
         **hidden,
     )
+    # the box is emptied: its files are deleted
     done.then(lambda: None, None, files, show_progress="hidden", api_visibility="private")
+    explain = told(lambda *values: explain_case(demo, *values), 1)
     done.then(explain, [kept, explanation], overlay, **hidden)
     explanation.change(explain, [kept, explanation], overlay, **hidden)
-    if demo.reconstructor is None:
-        return
+    if demo.reconstructor is not None:
+        rebuild = told(lambda *values: reconstruct_case(demo, *values), 1)
+        inputs = [kept, ratio, seed]
+        done.then(rebuild, inputs, rebuilt, **hidden)
+        ratio.release(rebuild, inputs, rebuilt, **hidden)
+        other = again.click(
+            lambda number: (int(number) + 1) % 1000, seed, seed, api_visibility="private"
+        )
+        other.then(rebuild, inputs, rebuilt, **hidden)
+
+
+def _reconstruction_controls(gr: Any, demo: Demo) -> tuple[Any, Any, Any, Any]:
+    """(mask ratio, seed, button for another one, where the pictures go)."""
+    own = demo.reconstructor.model.config.mask_ratio if demo.reconstructor else 0.75
     gr.HTML(
         '<p class="sssd-heading">What a masked autoencoder makes of it</p><p class="sssd-hint">The '
         "encoder sees some patches, the decoder fills in the others.</p>",
@@ -337,31 +380,24 @@ def _case_tab(gr: Any, demo: Demo) -> None:
         ratio = gr.Slider(
             0.1,
             0.95,
-            value=round(demo.reconstructor.model.config.mask_ratio, 2),
+            value=round(own, 2),
             step=0.05,
             label="Share of the patches that is hidden",
             elem_id="case-ratio",
             scale=4,
         )
-        seed = gr.Number(value=0, visible=False)
-        again = gr.Button("Hide others", scale=1, min_width=120)
+        again = gr.Button("Hide others", scale=1, min_width=160, elem_id="case-again")
+    seed = gr.Number(value=0, visible=False)
     rebuilt = gr.HTML(NO_CASE, elem_id="case-reconstruction", padding=False)
-    rebuild = told(lambda *values: reconstruct_case(demo, *values), 1)
-    inputs = [kept, ratio, seed]
-    done.then(rebuild, inputs, rebuilt, **hidden)
-    ratio.release(rebuild, inputs, rebuilt, **hidden)
-    again.click(lambda number: (int(number) + 1) % 1000, seed, seed, api_visibility="private").then(
-        rebuild, inputs, rebuilt, **hidden
-    )
+    return ratio, seed, again, rebuilt
 
 
 def _batch_tab(gr: Any, demo: Demo) -> None:
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
-            files = gr.File(
+            files = _file_box(
+                gr,
                 label="Images, DICOM files or volumes, each a case of its own",
-                file_count="multiple",
-                height=190,
                 elem_id="batch-files",
             )
         with gr.Column(scale=3, min_width=300):

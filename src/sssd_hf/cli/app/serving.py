@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+GRADIO = "6.31.0"  # the release that the demo was made with
 # The paths that the page itself asks for. Gradio has more: for files of the server, as a proxy of
 # other hosts, for its API's description; none of them is needed here.
 SERVED = re.compile(
@@ -110,9 +111,7 @@ def start(blocks: Any, css: str, server_name: str, server_port: int | None, file
         pwa=False,
         max_file_size=file_bytes,
         state_session_capacity=20,
-        # behind `OnlyThePage`, which serves no file in the first place
-        allowed_paths=[],
-        blocked_paths=[Path.cwd().anchor, Path(tempfile.gettempdir()).anchor],
+        allowed_paths=[],  # and `OnlyThePage` serves no file in the first place
         theme=theme,
         css=css,
         app_kwargs={
