@@ -235,7 +235,8 @@ def describe(arguments: ExportArguments, config: Any, result: dict[str, Any]) ->
 def main(argv: list[str] | None = None) -> int:
     data, arguments = parse("export", __doc__, argv)
     name, output = arguments.model_name_or_path, Path(arguments.output_dir)
-    common.check_checkpoint(name)
+    if arguments.to != "space":  # whose loader takes ensembles too
+        common.check_checkpoint(name)
     check_output(output, name, arguments.overwrite_output_dir)
     if arguments.to == "space":
         from .export_space import export_space

@@ -1,6 +1,7 @@
 """Serving the page: to this computer alone, without files, other hosts or traces."""
 
 import contextlib
+import importlib.util
 import os
 import re
 import signal
@@ -62,13 +63,12 @@ def prepare_environment() -> None:
 
 
 def require_gradio() -> None:
-    """Raises ValueError where it is missing."""
-    try:
-        import gradio  # noqa: F401
-    except ImportError as error:
+    """Raises ValueError where it is missing. It is imported later: it makes a folder where uploads
+    arrive when it is, which must be ours by then."""
+    if importlib.util.find_spec("gradio") is None:
         raise ValueError(
             "The demo needs Gradio: pip install 'sssd_hf[demo]' (or pip install -e '.[demo]')."
-        ) from error
+        )
 
 
 @contextlib.contextmanager
