@@ -239,6 +239,8 @@ def test_the_banner_is_on_every_tab_and_nothing_scrolls_sideways(browser, server
     page, said = opened(browser, server, width)
     drop(page, "case", [folder / "files/volume.nii.gz"])
     wait_for_pictures(page)
+    page.get_by_role("tab", name="Many files").click()
+    drop(page, "batch", [folder / "files" / name for name in ("jane_d.png", "text.png")])
     for tab in ("One case", "Many files", "About"):
         page.get_by_role("tab", name=tab).click()
         page.mouse.wheel(0, 600)

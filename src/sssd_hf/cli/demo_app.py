@@ -33,6 +33,7 @@ def load_demo_models(
 def main(argv: list[str] | None = None) -> int:
     (arguments,) = parse("demo_app", __doc__, argv)
     serving.prepare_environment()
+    serving.keep_memory_flat()
     serving.require_gradio()
     from .app.intake import Limits
     from .app.page import CSS, Demo, build

@@ -296,14 +296,16 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     if not any(row[-1] for row in rows[1:]):
         rows = [row[:-1] for row in rows]
     head, *body = rows
-    lines = "".join(
-        "<tr>" + "".join(f"<td>{escape(value)}</td>" for value in row) + "</tr>" for row in body
-    )
+    lines = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in body)
     titles = "".join(f"<th>{escape(value)}</th>" for value in head)
     return (
         f'<div class="sssd-scroll"><table><thead><tr>{titles}</tr></thead><tbody>{lines}</tbody>'
         "</table></div>"
     )
+
+
+def _cell(value: str) -> str:
+    return f"<td{' class=long' if len(value) > 40 else ''}>{escape(value)}</td>"
 
 
 def download(text: str, name: str, label: str) -> str:

@@ -5,6 +5,7 @@ import importlib.util
 import os
 import re
 import signal
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -60,6 +61,16 @@ def prepare_environment() -> None:
     """No telemetry of Gradio or the Hub. Before Gradio is imported, which reads it then."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+
+
+def keep_memory_flat() -> None:
+    """Two of glibc's arenas in place of one a thread: with those of Gradio's threads the process
+    grows by 25 MB in 200 answers, with two it stays. Other systems have no such option."""
+    if sys.platform == "linux":
+        import ctypes
+
+        with contextlib.suppress(OSError, AttributeError):  # another C library
+            ctypes.CDLL(None).mallopt(-8, 2)  # M_ARENA_MAX of malloc.h
 
 
 def require_gradio() -> None:
