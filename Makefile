@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test test-all stress style install clean
+.PHONY: demo test test-all stress bench style install clean
 
 install: $(INSTALLED)
 
@@ -32,6 +32,11 @@ stress: $(INSTALLED)
 	$(BIN)/python tests/stress/kills.py --kills 50 --output docs/stress/kills.csv
 	$(BIN)/python tests/stress/invariance.py --output docs/stress/invariance.csv
 	$(BIN)/python tests/data/fuzzing.py 5000 | tee docs/stress/fuzz.txt
+
+# the README's speed table (about an hour on two quiet cores; BENCH=--quick for a trial); on a GPU:
+# make bench BENCH='--device cuda --minutes 8'
+bench: $(INSTALLED)
+	$(BIN)/python benchmarks/all.py $(BENCH)
 
 clean:
 	rm -rf .venv demo .pytest_cache .ruff_cache build src/*.egg-info

@@ -13,6 +13,7 @@ MODEL_FILES = (
     "conversion_sssd",
     "distillation_sssd",
     "modeling_sssd",
+    "products_sssd",
 )
 # part -> the parts that it may import, beside itself
 ALLOWED = {

@@ -13,6 +13,7 @@ DINO = {"distillation_head": "dino", "distillation_distance": "cross_entropy"}
 IMPOSSIBLE = [
     ("preparation", {"size": [1, 2]}, "resize_mode", {}),
     ("preparation", "letterbox", "resize_mode", {}),
+    ("calibration", {"temperature": 1.0}, "threshold", {}),
     ("image_size", 33, "multiple of patch_size=8", {}),
     ("image_size", [32, 36], "multiple of patch_size=8", {}),
     ("image_size", [32, 32, 32], "(height, width)", {}),

@@ -25,6 +25,7 @@ from transformers.utils.generic import can_return_tuple
 from .configuration_sssd import SSSDConfig, as_pair
 from .conversion_sssd import from_stock_model, interpolate_positions, load_foreign, to_stock_model
 from .distillation_sssd import DINOHead, SelfDistillation
+from .products_sssd import linear, norm_linear, norm_mlp, standardize
 
 GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's convert("L")
 
@@ -185,14 +186,15 @@ class SSSDAttention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width, bias=config.qkv_bias)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, output_attentions: bool):
-        qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))  # (batch, tokens, 3, heads, head dim)
+    def forward(self, x: Tensor, norm: nn.LayerNorm, output_attentions: bool):
+        # (batch, tokens, 3, heads, head dim)
+        qkv = norm_linear(x, norm, self.qkv).unflatten(-1, (3, self.heads, -1))
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         implementation = "eager" if output_attentions else self.config._attn_implementation
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention)
         dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
         x, weights = attend(self, query, key, value, None, scaling=self.scaling, dropout=dropout)
-        return self.proj(x.flatten(2)), weights
+        return linear(x.flatten(2), self.proj), weights
 
 
 class SSSDLayer(GradientCheckpointingLayer):
@@ -220,9 +222,9 @@ class SSSDLayer(GradientCheckpointingLayer):
     def forward(
         self, x: Tensor, seeds: Tensor | None = None, output_attentions: bool = False
     ) -> tuple[Tensor, Tensor | None]:
-        attended, weights = self.attention(self.norm1(x), output_attentions)
+        attended, weights = self.attention(x, self.norm1, output_attentions)
         x = x + self._branch(attended, seeds, 0)
-        return x + self._branch(self.mlp(self.norm2(x)), seeds, 1), weights
+        return x + self._branch(norm_mlp(x, self.norm2, self.mlp), seeds, 1), weights
 
 
 class SSSDDecoder(nn.Module):
@@ -248,7 +250,7 @@ class SSSDDecoder(nn.Module):
         self, encoded: Tensor, ids_restore: Tensor, grid: tuple[int, int], seeds: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """-> (logits, last hidden state, the hidden state that teaches), CLS kept in the latter."""
-        x = self.embed(encoded)
+        x = linear(encoded, self.embed)
         batch, patches = ids_restore.shape
         hidden = self.mask_token.to(x.dtype).expand(batch, patches + 1 - x.shape[1], -1)
         full = torch.cat([x[:, 1:], hidden], dim=1)
@@ -261,7 +263,7 @@ class SSSDDecoder(nn.Module):
             if i == self.config.distillation_layer:
                 teacher = x
         x = self.norm(x)
-        return self.pred(x)[:, 1:], x, x if teacher is None else teacher
+        return linear(x, self.pred)[:, 1:], x, x if teacher is None else teacher
 
 
 # ---------------------------------------------------------------------- models
@@ -461,9 +463,8 @@ class SSSDForPreTraining(SSSDPreTrainedModel):
         """Mean squared error over the masked patches, in fp32."""
         target = self.patchify(images).float()
         if self.config.norm_pix_loss:
-            variance, mean = torch.var_mean(target, dim=-1, keepdim=True)
-            target = (target - mean) / (variance + 1e-6).sqrt()
-        loss = (logits.float() - target).square().mean(-1)
+            target = standardize(target, eps=1e-6)
+        loss = F.mse_loss(logits.float(), target, reduction="none").mean(-1)
         return (loss * mask).sum() / mask.sum()
 
     @can_return_tuple

@@ -102,6 +102,26 @@ def test_evaluation_and_prediction_decide_alike(model, images, evaluation, tmp_p
     assert first["calibrated"]["down"] == pytest.approx(expected[0], abs=1e-5)
 
 
+@pytest.mark.parametrize(("method", "reduce"), [("mean", "mean"), ("max", "max")])
+def test_one_answer_for_a_folder(method, reduce, model, images, evaluation, tmp_path):
+    _, table = evaluation
+    argv = ["--model_name_or_path", str(model), "--images", str(images / "test")]
+    argv += ["--aggregate_by", "folder", "--aggregation", method]
+    for name in ("out.csv", "out.jsonl"):
+        assert predict.main([*argv, "--output_file", str(tmp_path / name)]) == 0
+    found = pd.read_csv(tmp_path / "out.csv").set_index("file")
+    folders = table["file_name"].str.rsplit("/", n=1).str[0]
+    expected = table.groupby(folders)["calibrated_down"].agg([reduce, "size"])
+    assert len(found) == 2
+    for folder, row in expected.iterrows():
+        answer = found.loc[str(images / folder)]
+        assert answer["images"] == row["size"]
+        assert answer["probability_down"] == pytest.approx(row[reduce], abs=1e-5)
+        assert answer["label"] == ("down" if row[reduce] > 0.5 else "up")
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [line["file"] for line in lines] == found.index.tolist()
+
+
 def test_patients_and_subgroups(evaluation):
     results, table = evaluation
     assert results["num_test_groups"] == results["aggregated"]["count"] == table["group"].nunique()

@@ -47,7 +47,7 @@ def test_a_training_publishes_its_states_and_its_result(hub, run, caplog, capsys
     assert set(files) == {
         ".gitattributes", "README.md", "all_results.json", "config.json", "model.safetensors",
         "preprocessor_config.json", "pretrain_recipe.yaml", "configuration_sssd.py",
-        "modeling_sssd.py", "distillation_sssd.py", "conversion_sssd.py",
+        "modeling_sssd.py", "distillation_sssd.py", "conversion_sssd.py", "products_sssd.py",
     }  # fmt: skip
     # the same training as without, and nothing is left over
     assert tiny_runs.digest(plain) == tiny_runs.digest(published)

@@ -243,10 +243,17 @@ def main(argv: list[str] | None = None) -> int:
             output / "figures", to_json(results), labels, probabilities, calibrated, groups,
             seed=arguments.seed,
         )  # fmt: skip
-        results["explanations"] = write_explanations(
-            classifier.models[0], test, classifier.statistics[0], labels, probabilities,
-            file_names, known, output / "figures",
-        )  # fmt: skip
+        explained = write_explanations(
+            classifier.models[0],
+            test,
+            classifier.statistics[0],
+            labels,
+            probabilities,
+            file_names,
+            known,
+            output / "figures",
+        )
+        results["explanations"] = explained and explained["randomisation"]
     common.write_json(output / "all_results.json", to_json(results))
     if arguments.report:
         write_report(output, checkpoint, arguments.pretraining_dir, arguments.audit_dir)

@@ -12,6 +12,7 @@ import csv
 import json
 import logging
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ from ..data.files import (
 )
 from ..data.isolation import decode_all, describe_all
 from ..data.preparation import Preparation
+from ..evaluation.aggregation import aggregate
 from ..evaluation.calibration import apply_calibration
 from .classifiers import load_classifier
 from .parsing import parse
@@ -70,6 +72,11 @@ class Slice:
     frame: int | None = None
 
 
+def group_of(image: Slice, kind: str) -> str:
+    """What an image belongs to: its file, or its file's folder."""
+    return str(image.file if kind == "file" else image.file.parent)
+
+
 def list_slices(files: list[Path], slice_axis: str, failures: dict[Path, str]) -> list[Slice]:
     """Files of several slices or frames as many; what can't be read goes to `failures` and the
     log, DICOM files without pixels (directories, reports) to neither."""
@@ -96,7 +103,8 @@ def report(file: Path, error: ImageError, failures: dict[Path, str]) -> None:
 
 class Writer:
     """One line an image: CSV, or JSON lines where the name ends in .jsonl. Which slice of its file
-    it is says "frame": in CSV where `with_frames`, in JSON where there are several."""
+    it is says "frame": in CSV where `with_frames`, in JSON where there are several. With `whole`, a
+    line for several images together, see `write_groups`."""
 
     def __init__(
         self,
@@ -104,6 +112,7 @@ class Writer:
         names: list[str],
         with_frames: bool = False,
         calibration: dict[str, Any] | None = None,
+        whole: bool = False,
     ):
         if path and Path(path).suffix not in (".csv", ".jsonl"):
             raise ValueError(f"--output_file {path}: expected a name ending in .csv or .jsonl.")
@@ -121,6 +130,8 @@ class Writer:
             self.csv = csv.writer(self.file)
             columns = ["file", *(["frame"] if with_frames else []), "label"]
             kinds = ["probability", *(["calibrated"] if calibration else [])]
+            if whole:
+                columns, kinds = ["file", "images", "label"], ["probability"]
             self.csv.writerow([*columns, *(f"{kind}_{name}" for kind in kinds for name in names)])
 
     def write(self, images: list[Slice], probabilities: np.ndarray) -> None:
@@ -131,6 +142,21 @@ class Writer:
             if self.calibration:
                 kinds["calibrated"] = other.tolist()
             self._write(image, self.names[label], kinds)
+        self.file.flush()
+
+    def write_groups(self, answers: list[tuple[str, np.ndarray]], method: str) -> None:
+        """answers: (group, probabilities of the classes) of each image; see `aggregate`."""
+        groups = [group for group, _ in answers]
+        ids, probabilities, _ = aggregate(np.stack([row for _, row in answers]), groups, method)
+        counts = Counter(groups)
+        for group, row in zip(ids.tolist(), probabilities):
+            label = self.names[int(row.argmax())]
+            if self.json:
+                shares = dict(zip(self.names, row.tolist()))
+                record = {"file": group, "images": counts[group], "label": label}
+                self.file.write(json.dumps({**record, "probabilities": shares}) + "\n")
+            else:
+                self.csv.writerow([group, counts[group], label, *(f"{p:.6f}" for p in row)])
         self.file.flush()
 
     def _write(self, image: Slice, label: str, kinds: dict[str, list[float]]) -> None:
@@ -178,8 +204,9 @@ def main(argv: list[str] | None = None) -> int:
     failures: dict[Path, str] = {}
     slices = list_slices(files, preparation.slice_axis, failures)
     with_frames = any(image.frame is not None for image in slices)
-    writer = Writer(arguments.output_file, names, with_frames, calibration)
-    if calibration and calibration["threshold"] is not None:
+    whole = arguments.aggregate_by != "none"
+    writer = Writer(arguments.output_file, names, with_frames, calibration, whole)
+    if calibration and calibration["threshold"] is not None and not whole:
         logger.info(
             f"the label is {names[1]} from a calibrated probability of "
             f"{calibration['threshold']:.3f} ({calibration['rule']}, fitted on "
@@ -187,10 +214,17 @@ def main(argv: list[str] | None = None) -> int:
         )
     count = 0
     batches = readable_batches(slices, preparation, arguments.per_device_eval_batch_size, failures)
+    answers: list[tuple[str, np.ndarray]] = []
     for batch, images in batches:
         probabilities = classifier.probabilities(images, len(images))
-        writer.write(batch, probabilities)
+        if arguments.aggregate_by == "none":
+            writer.write(batch, probabilities)
+        else:
+            calibrated = apply_calibration(probabilities, calibration)[0]
+            answers += zip((group_of(image, arguments.aggregate_by) for image in batch), calibrated)
         count += len(batch)
+    if answers:
+        writer.write_groups(answers, arguments.aggregation)
     logger.info(f"{count} images of {len(files)} files classified")
     if failures:
         logger.error(f"{len(failures)} files could not be read (named above)")

@@ -157,5 +157,5 @@ def start_uploads(
     files: dict[str, Path | bytes] = {path.name: path for path in code_files()}
     files["config.json"] = config_with_code(model).encode()
     processor = processor_fields(model.config, statistics)
-    files["preprocessor_fields.json"] = json.dumps(processor, indent=2).encode()
+    files["preprocessor_config.json"] = json.dumps(processor, indent=2).encode()
     return RunUploads(target, output, files, total_steps)

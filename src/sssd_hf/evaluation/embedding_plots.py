@@ -6,7 +6,7 @@ import importlib.util
 
 import numpy as np
 
-from sssd_hf.evaluation.plots import BLUE, DPI, GREEN, GREY, ORANGE, WIDTH_INCHES, _style
+from sssd_hf.evaluation.plots import BLUE, DPI, GREEN, GREY, ORANGE, WIDTH_INCHES, style_axes
 
 # Okabe and Ito's colours that are dark enough for points; more classes share a colour wheel
 COLOURS = (BLUE, ORANGE, GREEN, "#CC79A7", "#56B4E9", "#E69F00", "#222222")
@@ -95,7 +95,7 @@ def plot_embedding(
                 alpha=0.7, linewidths=0.3, edgecolors="white",
             )  # fmt: skip
         drawn = "" if len(shown) == len(labels) else f" ({len(shown)} of {len(labels)} images)"
-        _style(axes, panel, axis_names[0] + drawn, axis_names[1])
+        style_axes(axes, panel, axis_names[0] + drawn, axis_names[1])
         present = np.unique(values[shown]).tolist()
         handles = [
             Line2D(
@@ -173,7 +173,9 @@ def plot_few_shot(
         axes.set_xscale("log")
         axes.set_xticks(shares, ticks)
         axes.minorticks_off()
-        _style(axes, f"Linear probe: {name}", "share of training labels (images)", f"test {name}")
+        style_axes(
+            axes, f"Linear probe: {name}", "share of training labels (images)", f"test {name}"
+        )
     handles, texts = grid[0].get_legend_handles_labels()
     figure.legend(
         handles, texts, loc="outside lower center", ncols=5, frameon=False, fontsize=8,

@@ -368,8 +368,7 @@ def protocol_table(run: Run) -> Table:
         ["Shared by splits", run.leakage_sentence()],
         ["Weights", run.selection_sentence()],
         ["Threshold and temperature", _fitted_on(results)],
-        ["Test split read", f"{reads} times, this one included" if known(reads) else "not known "
-         "how often"],
+        ["Test split read", _times(reads)],
         ["Intervals", results.get("interval_method") or "not known"],
     ]  # fmt: skip
     return Table("How it was tested", ["", ""], rows, numbers_from=2)
@@ -380,6 +379,12 @@ def _fitted_on(results):
     if not used:
         return "none were fitted"
     return f"fitted on {used.get('fitted_on')}; rule of the threshold: {used.get('rule')}"
+
+
+def _times(reads) -> str:
+    if not known(reads):
+        return "not known how often"
+    return "once, now" if reads == 1 else f"{reads} times, this one included"
 
 
 def training_tables(run: Run) -> list[Table]:
@@ -393,7 +398,9 @@ def training_tables(run: Run) -> list[Table]:
             facts = {told: values[name] for name, told in TRAINING_FACTS.items() if name in values}
             tables.append(facts_table(f"{title}: what happened", facts))
         if recipe:
-            tables.append(facts_table(f"{title}: options", recipe))
+            # most options are off; what they are by default says the README
+            used = {k: v for k, v in recipe.items() if v is not None and v is not False and v != 0}
+            tables.append(facts_table(f"{title}: options that are set", used))
     return [table for table in tables if table]
 
 

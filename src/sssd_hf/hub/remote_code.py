@@ -6,7 +6,13 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
-MODULES = ("configuration_sssd", "modeling_sssd", "distillation_sssd", "conversion_sssd")
+MODULES = (
+    "configuration_sssd",
+    "modeling_sssd",
+    "distillation_sssd",
+    "conversion_sssd",
+    "products_sssd",
+)
 AUTO_MAP = {
     "AutoConfig": "configuration_sssd.SSSDConfig",
     "AutoModel": "modeling_sssd.SSSDModel",
@@ -16,7 +22,7 @@ AUTO_MAP = {
 
 
 def save_with_code(model: PreTrainedModel, folder: str | Path) -> None:
-    """`model.save_pretrained(folder)`, the four files of its code, and an `auto_map` with which
+    """`model.save_pretrained(folder)`, the files of its code, and an `auto_map` with which
     every Auto class loads the folder under `trust_remote_code=True`."""
     folder = Path(folder)
     before = getattr(model.config, "auto_map", None)

@@ -1,0 +1,163 @@
+"""The README's speed table, from the JSON files that the benchmarks wrote.
+
+`python benchmarks/table.py [--device cuda]` prints Markdown; a bar is met, missed, or not measured.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+RESULTS = Path(__file__).parent / "results"
+
+# published figures to set ours beside; of other machines, so no ratios are made of them
+YARDSTICKS = (
+    ("timm, ViT-S/16 at 224, inference of one image, one core of an i9-10940X, fp32", "13 ms"),
+    ("timm, ViT-B/16 at 224, the same", "31 ms"),
+    ("ViT-S training on one H100", "1.6k to 8.0k images/s (22.9 % MFU)"),
+    ("lightly, MAE ViT-S, Imagenette, 800 epochs on an A6000", "248 min"),
+)
+
+# (what, bar on a CPU, bar on a GPU, whether more is better)
+BARS = {
+    "step_same": ("step against stock, same architecture and precision (small)", 1.2, 1.4, True),
+    "step_defaults": ("step, each at its defaults (small)", 4.0, 4.0, True),
+    "defaults": ("end to end, each at its defaults", 5.0, 10.0, True),
+    "same": ("end to end, same architecture and precision", 1.8, 4.0, True),
+    "feeding": ("waiting for images, share of the step", 0.10, 0.02, False),
+    "distillation": ("`stable` self-distillation over plain MAE", 0.05, 0.04, False),
+    "memory": ("peak memory against stock, same architecture and batch", 0.8, 0.8, False),
+    "mfu": ("MFU, base at 224, bf16", None, 0.5, True),
+    "inference": ("`predict.py` against the stock pipeline, same files", 2.0, 5.0, True),
+    "int8": ("int8 ONNX against fp32 ONNX, one image", 1.4, None, True),
+}
+SHARES = ("feeding", "distillation", "mfu")
+
+
+def read(results: Path, device: str) -> dict[str, dict]:
+    """Benchmark -> its file's content."""
+    files = sorted(results.glob(f"*-{device}.json"))
+    return {path.stem.removesuffix(f"-{device}"): json.loads(path.read_text()) for path in files}
+
+
+def setting(case: dict) -> str:
+    """What tells a case from others of its benchmark, in words."""
+    precision = {"no": "fp32", "bf16": "bf16"}.get(case.get("precision"))
+    decoder = {"mae": "512 x 8 decoder", "light": "light decoder"}.get(case.get("decoder"))
+    pixels = f"{case['pixels']} px" if "pixels" in case else None
+    batch = f"batch {case['batch']}" if "batch" in case else None
+    epochs = f"{case['epochs']} epochs" if "epochs" in case else None
+    compiled = "compiled" if case.get("compiled") else None
+    parts = [case.get("size"), decoder, pixels, precision, batch, epochs, compiled]
+    return ", ".join(part for part in parts if part)
+
+
+def measured(found: dict[str, dict]) -> Iterator[tuple[str, str, float]]:
+    """(bar, setting, value)"""
+
+    def cases(name: str, keep: Callable[[dict], bool] = lambda case: True) -> list[dict]:
+        return [case for case in found.get(name, {}).get("figures", ()) if keep(case)]
+
+    for case in cases("step"):
+        if case["kind"] == "defaults":
+            yield "step_defaults", setting(case), case["ratio"]
+            continue
+        if case["size"] == "small":
+            yield "step_same", setting(case), case["ratio"]
+        if case["size"] == "base" and case["pixels"] == 224 and case["precision"] == "bf16":
+            yield "mfu", setting(case), case["mfu"]
+    for case in cases("end_to_end"):
+        kind, _, which = case["kind"].partition(", ")
+        yield kind, ", ".join(filter(None, [which, setting(case)])), case["ratio"]
+    for case in cases("feeding"):
+        yield "feeding", setting(case), case["share"]
+    for case in cases("distillation"):
+        yield "distillation", setting(case), case["extra"]["stable"]
+    for case in cases("memory"):
+        yield "memory", setting(case), case["ratio"]
+    for case in cases("inference"):
+        yield "inference", setting(case), case["ratio"]
+        alone = {name: times["milliseconds"] for name, times in case["one_image"].items()}
+        if "own, onnx-int8" in alone and "own, onnx" in alone:
+            yield "int8", setting(case), alone["own, onnx"] / alone["own, onnx-int8"]
+
+
+def bars(found: dict[str, dict], device: str) -> Iterator[str]:
+    yield "| | setting | measured | bar | |"
+    yield "| --- | --- | --- | --- | --- |"
+    seen = {}
+    for bar, which, value in measured(found):
+        seen.setdefault(bar, []).append((which, value))
+    for bar, (what, on_cpu, on_gpu, more_is_better) in BARS.items():
+        limit = on_gpu if device == "cuda" else on_cpu
+        for which, value in seen.get(bar, [("", None)]):
+            if value is None:
+                text, verdict = "", "not measured"
+            else:
+                text = f"{value:.1%}" if bar in SHARES else f"{value:.2f} x"
+                met = limit is None or (value >= limit if more_is_better else value <= limit)
+                verdict = "" if limit is None else "met" if met else "missed"
+            if limit is None:
+                wanted = "report"
+            else:
+                wanted = f"{limit:.0%}" if bar in SHARES else f"{limit:g} x"
+                wanted = (">= " if more_is_better else "<= ") + wanted
+            yield f"| {what} | {which} | {text} | {wanted} | {verdict} |"
+
+
+def rates(found: dict[str, dict]) -> Iterator[str]:
+    yield "| step | ours, images/s | stock | the paper's | ours, MFU | stock, MFU |"
+    yield "| --- | --- | --- | --- | --- | --- |"
+    for case in found.get("step", {}).get("figures", ()):
+        if case["kind"] == "same":
+            ours, stock, paper = (
+                f"{case['images_per_second'][name]:,.0f}" for name in ("own", "stock", "published")
+            )
+            shares = f"{case['mfu']:.0%} | {case['mfu_stock']:.0%}"
+            yield f"| {setting(case)} | {ours} | {stock} | {paper} | {shares} |"
+
+
+def growth(found: dict[str, dict]) -> Iterator[str]:
+    yield "| what grows | value | images/s | memory, MB |"
+    yield "| --- | --- | --- | --- |"
+    for name, runs in found.get("growth", {}).get("figures", {}).items():
+        for run in runs:
+            if "failed" not in run:
+                rate, memory = run["images_per_second"], run["megabytes"]
+                yield f"| {name} | {run[name]} | {rate:,.0f} | {memory:,.0f} |"
+
+
+def startup(found: dict[str, dict]) -> Iterator[str]:
+    content = found.get("startup", {"figures": {}, "options": {"clock": "wall"}})
+    yield "| start-up | seconds |"
+    yield "| --- | --- |"
+    for name, seconds in content["figures"].items():
+        yield f"| {name} | {seconds[content['options']['clock']]:.2f} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    arguments = parser.parse_args()
+    found = read(arguments.results, arguments.device)
+    if not found:
+        sys.exit(f"no results of {arguments.device} in {arguments.results}: run `make bench` first")
+    first = next(iter(found.values()))
+    machine, clocks = first["machine"], {c["options"]["clock"] for c in found.values()}
+    place = machine["gpu"] or f"{machine['processor']}, {machine['threads']} thread(s)"
+    print(
+        f"Measured on {place}; torch {machine['torch']}, transformers {machine['transformers']}, "
+        f"{machine['date']}; medians of interleaved runs by the {' and '.join(sorted(clocks))} "
+        "clock.\n"
+    )
+    print("\n".join(bars(found, arguments.device)))
+    for part in (rates, growth, startup):
+        print("\n" + "\n".join(part(found)))
+    print("\nPublished, on other machines:\n\n| what | figure |\n| --- | --- |")
+    print("\n".join(f"| {what} | {figure} |" for what, figure in YARDSTICKS))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,157 @@
+"""One small JSON for each run of a study: what was asked for, and what was said of each test image.
+
+Images and patients are named by digests: the files hold no image, no file name and no path.
+"""
+
+import csv
+import hashlib
+import json
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from ..evaluation.metrics import to_json
+from ..evaluation.protocols import Draw
+
+# of the options: where things lie and how much is said; nothing that changes a result
+LEFT_OUT = {
+    "data_dir", "output_dir", "cache_dir", "model_name_or_path", "resume_from_checkpoint",
+    "overwrite_output_dir", "splits_file", "report_to", "compare_with", "audit_dir",
+    "pretraining_dir", "push_to_hub", "hub_model_id", "report",
+}  # fmt: skip
+STAGES = ("pretrain", "finetune", "evaluate")
+METRICS = ("accuracy", "balanced_accuracy", "roc_auc", "recall", "specificity", "f1")
+
+
+def digest(data: str, name: str) -> str:
+    """12 hexadecimal digits for an image or patient `name` of the data set `data`."""
+    return hashlib.sha256(f"{data}/{name}".encode()).hexdigest()[:12]
+
+
+def revision() -> str:
+    """The commit of the code, "+" where files differ from it; "unknown" outside of a repository."""
+    here = Path(__file__).parent
+    try:
+        name = _git(here, "rev-parse", "--short=9", "HEAD")
+        changed = _git(here, "status", "--porcelain", "--untracked-files=no", "--", "..")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return name + ("+" if changed else "")
+
+
+def _git(folder: Path, *words: str) -> str:
+    command = ["git", "-C", str(folder), *words]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def processor() -> str:
+    """The processor's name, as the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(
+            line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
+        )
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def make_record(
+    folders: dict[str, Path], data: str, variant: str, split: str, seed: int
+) -> dict[str, Any]:
+    """What is kept of a run whose stages lie in `folders` (evaluate, finetune and, unless it began
+    from random weights, pretrain).
+
+    Args:
+        data: name of the data set, with which names are digested.
+    """
+    results = {stage: _read(folder / "all_results.json") for stage, folder in folders.items()}
+    options = {}
+    for stage in ("pretrain", "finetune"):
+        if stage in folders:
+            recipe = yaml.safe_load((folders[stage] / f"{stage}_recipe.yaml").read_text())
+            kept = {k: v for k, v in recipe[stage].items() if k not in LEFT_OUT}
+            options[stage] = kept
+    with open(folders["evaluate"] / "predictions.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    names = results["evaluate"]["labels"]
+    groups = [digest(data, row["group"]) for row in rows] if "group" in rows[0] else None
+    minutes = {
+        stage: round(results[stage]["train_runtime"] / 60, 2)
+        for stage in ("pretrain", "finetune")
+        if stage in folders
+    }
+    return {
+        "data": data,
+        "variant": variant,
+        "split": split,
+        "seed": seed,
+        "revision": revision(),
+        "versions": results["finetune"]["versions"],
+        "hardware": results["finetune"].get("hardware", processor()),
+        "minutes": minutes,
+        "options": options,
+        "num_train_images": results["finetune"]["num_train_images"],
+        "metrics": {name: to_json(results["evaluate"][name]) for name in METRICS},
+        "labels": names,
+        "images": [digest(data, row["file_name"]) for row in rows],
+        "groups": groups,
+        "truth": [names.index(row["label"]) for row in rows],
+        "probabilities": [
+            [round(float(row[f"probability_{n}"]), 6) for n in names] for row in rows
+        ],
+    }
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def record_path(results_dir: Path, study: str, variant: str, split: str, seed: int) -> Path:
+    return results_dir / study / variant / f"{split}-seed_{seed}.json"
+
+
+def write_record(path: Path, record: dict[str, Any]) -> None:
+    """A line for each entry: hundreds of images would be thousands of lines."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [f" {json.dumps(k)}: {json.dumps(v, allow_nan=False)}" for k, v in record.items()]
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def read_records(results_dir: Path, study: str) -> dict[str, dict[tuple[str, int], dict[str, Any]]]:
+    """variant -> (split, seed) -> record.
+
+    Raises:
+        ValueError: a file that is no record.
+    """
+    found: dict[str, dict[tuple[str, int], dict[str, Any]]] = {}
+    for path in sorted((results_dir / study).glob("*/*.json")):
+        try:
+            record = _read(path)
+            place = record["split"], record["seed"]
+            found.setdefault(record["variant"], {})[place] = record
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path}: no record of a run ({error!r}); delete it") from error
+    return found
+
+
+def draw_of(record: dict[str, Any]) -> Draw:
+    """The record's predictions, images in the order of their digests."""
+    order = np.argsort(record["images"])
+    probabilities = np.array(record["probabilities"], dtype=np.float64)[order]
+    groups = record["groups"]
+    return Draw(
+        split=record["split"],
+        repeat=0,
+        seed=record["seed"],
+        file_names=[record["images"][i] for i in order],
+        labels=np.array(record["truth"])[order],
+        probabilities=probabilities / probabilities.sum(axis=1, keepdims=True),
+        groups=None if groups is None else np.array(groups)[order],
+        num_train=record["num_train_images"],
+    )

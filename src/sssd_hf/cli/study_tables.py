@@ -1,0 +1,114 @@
+"""The tables of a study, in Markdown, from the records of its runs and nothing else."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..evaluation.studies import adjust, compare_runs, summarise_runs
+from .study_records import draw_of, read_records
+
+Records = dict[tuple[str, int], dict[str, Any]]
+
+
+def planned(protocol: dict[str, Any]) -> list[tuple[str, int]]:
+    """(split, seed) of every run of a protocol: {columns, seeds}."""
+    return [(column, seed) for column in protocol["columns"] for seed in protocol["seeds"]]
+
+
+def _part(records: Records, places: list[tuple[str, int]]) -> Records:
+    return {place: records[place] for place in places if place in records}
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f}"
+
+
+def summary_row(records: Records, places: list[tuple[str, int]], name: str) -> str:
+    """variant, runs, accuracy with spread, its interval, AUC with spread, its interval, minutes."""
+    found = summarise_runs([draw_of(record) for record in records.values()])
+    accuracy, area = found["accuracy"], found["roc_auc"]
+    spread = "" if accuracy["std"] is None else (
+        f" ± {_percent(accuracy['std'])} ({_percent(accuracy['min'])} to "
+        f"{_percent(accuracy['max'])})"
+    )  # fmt: skip
+    area_spread = "" if area["std"] is None else f" ± {area['std']:.3f}"
+    minutes = np.mean([sum(record["minutes"].values()) for record in records.values()])
+    runs = f"{len(records)}" if len(records) == len(places) else f"{len(records)} of {len(places)}"
+    return (
+        f"| {name} | {runs} | {_percent(accuracy['mean'])}{spread} | "
+        f"{_percent(accuracy['low'])} to {_percent(accuracy['high'])} | "
+        f"{area['mean']:.3f}{area_spread} | {area['low']:.3f} to {area['high']:.3f} | "
+        f"{minutes:.0f} |"
+    )
+
+
+def comparison_rows(
+    study: dict[str, Records], places: list[tuple[str, int]], main: str, metric: str
+) -> list[str]:
+    """A row for each variant that was run on the same splits and seeds as `main`, with p-values
+    adjusted over the rows (Holm)."""
+    others, found = [], []
+    for variant, records in study.items():
+        both = [p for p in places if p in records and p in study[main]]
+        if variant == main or not both:
+            continue
+        pairs = [[draw_of(part[p]) for p in both] for part in (study[main], records)]
+        others.append((variant, len(both)))
+        found.append(compare_runs(*pairs))
+    if not found:
+        return []
+    adjust(found, metric)
+    rows, scale, digits = [], *((100, 1) if metric == "accuracy" else (1, 3))
+    for (variant, count), comparison in zip(others, found):
+        row = comparison[metric]
+        drawn, test = row["bootstrap"], row["resampled_t"]
+        low, high = (f"{scale * drawn[end]:+.{digits}f}" for end in ("low", "high"))
+        over_draws = "-"
+        if test is not None:
+            ends = " to ".join(f"{scale * test[end]:+.{digits}f}" for end in ("low", "high"))
+            over_draws = f"{ends}, p {test['p_holm']:.2g}"
+        rows.append(
+            f"| {main} - {variant} | {count} | {scale * row['mean']:+.{digits}f} | "
+            f"{low} to {high}, p {drawn['p_holm']:.2g} | {over_draws} |"
+        )
+    return rows
+
+
+def tables(results_dir: Path, name: str, plan: dict[str, Any]) -> str:
+    """All tables of a study.
+
+    Args:
+        name: of the study: its folder in `results_dir`.
+        plan: the recipe's section "reproduce": data, protocols (name -> {title, columns, seeds}),
+            variants (name -> {title}); the first variant is the main one.
+    """
+    study = read_records(results_dir, name)
+    variants = {key: value or {} for key, value in plan["variants"].items()}
+    main = next(iter(variants))
+    lines = []
+    for protocol in plan["protocols"].values():
+        places = planned(protocol)
+        parts = {key: _part(study.get(key, {}), places) for key in variants}
+        parts = {key: part for key, part in parts.items() if part}
+        if not parts:
+            continue
+        lines += [
+            f"**{plan['data']}, {protocol['title']}**",
+            "",
+            "| | runs | accuracy % ± SD (range) | 95 % interval | AUC ± SD | 95 % interval | min |",
+            "| --- | --- | --- | --- | --- | --- | --- |",
+        ]
+        for key, part in parts.items():
+            lines.append(summary_row(part, places, variants[key].get("title", key)))
+        if main in parts and len(parts) > 1:
+            for metric, unit in (("accuracy", "points of accuracy"), ("roc_auc", "AUC")):
+                lines += [
+                    "",
+                    f"| difference in {unit} | pairs | mean | bootstrap of patients, Holm | "
+                    "corrected t over draws, Holm |",
+                    "| --- | --- | --- | --- | --- |",
+                    *comparison_rows(parts, places, main, metric),
+                ]
+        lines.append("")
+    return "\n".join(lines).rstrip() + "\n"

@@ -1,0 +1,163 @@
+"""Linear layers that keep less for the backward pass, and use the faster of two CPU libraries. The
+values are those of the plain layers, to the rounding of a sum's order.
+
+Between two matrix products of a block lies a normalisation or a GELU, cheap to compute and large
+to keep. Autograd keeps its output for the gradient of the product behind it; here it is computed
+again: 10 numbers a token and channel of a block are kept instead of 16.
+
+This file travels with a checkpoint as remote code: it imports torch and transformers only.
+"""
+
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from transformers.activations import GELUActivation
+
+
+@lru_cache
+def onednn_is_faster() -> bool:
+    """Whether torch's fp32 products are better taken from oneDNN. They come from MKL, which leaves
+    AMD's AVX-512 unused: 103 instead of 200 GFLOP/s, forward and backward, on one core of an EPYC
+    (Zen 5; torch 2.13), where products are three quarters or more of a step. By the processor's
+    maker, not by a trial: a resumed run must choose the same."""
+    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):  # inductor's operator, no public name
+        return False
+    if torch.backends.cpu.get_cpu_capability() != "AVX512" or not torch.backends.mkldnn.enabled:
+        return False
+    information = Path("/proc/cpuinfo")
+    return information.exists() and "AuthenticAMD" in information.read_text()
+
+
+def _by_onednn(x: Tensor) -> bool:
+    fp32_on_cpu = x.dtype == torch.float32 and x.device.type == "cpu"
+    return fp32_on_cpu and not torch.is_autocast_enabled("cpu") and onednn_is_faster()
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x (rows, in) @ weight (out, in) transposed, + bias."""
+    if _by_onednn(x):
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return F.linear(x, weight, bias)
+
+
+def _gradients(ctx, grad: Tensor, x: Tensor, weight: Tensor, first: int) -> tuple:
+    """Of a product's x, weight and bias, those that are asked for; the last two are the function's
+    inputs number `first` and the next. `grad` (rows, out), `x` (rows, in)."""
+    return (
+        _product(grad, weight.mT) if any(ctx.needs_input_grad[:first]) else None,
+        _product(grad.mT, x.mT) if ctx.needs_input_grad[first] else None,
+        grad.sum(0) if ctx.needs_input_grad[first + 1] else None,
+    )
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, bias):
+        ctx.save_for_backward(x, weight)
+        return _product(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        return _gradients(ctx, grad, *ctx.saved_tensors, first=1)
+
+
+class _NormLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, gain, shift, eps, weight, bias):
+        normal, mean, rstd = torch.native_layer_norm(x, x.shape[-1:], gain, shift, eps)
+        ctx.save_for_backward(x, gain, shift, weight, mean, rstd)
+        ctx.eps = eps
+        return _product(normal.to(weight.dtype), weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        x, gain, shift, weight, mean, rstd = ctx.saved_tensors
+        normal = torch.native_layer_norm(x, x.shape[-1:], gain, shift, ctx.eps)[0]
+        inner, of_weight, of_bias = _gradients(ctx, grad, normal.to(weight.dtype), weight, first=4)
+        if inner is None:
+            return None, None, None, None, of_weight, of_bias
+        outer = torch.ops.aten.native_layer_norm_backward(
+            inner.to(normal.dtype), x, x.shape[-1:], mean, rstd, gain, shift,
+            ctx.needs_input_grad[:3],
+        )  # fmt: skip
+        return *outer, None, of_weight, of_bias
+
+
+class _GeluLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, bias):
+        ctx.save_for_backward(x, weight)
+        return _product(F.gelu(x), weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        x, weight = ctx.saved_tensors
+        inner, *others = _gradients(ctx, grad, F.gelu(x), weight, first=1)
+        return None if inner is None else torch.ops.aten.gelu_backward(inner, x), *others
+
+
+def _is_changed(module: nn.Module) -> bool:
+    """Whether somebody has put something in its place (LoRA) or behind it (hooks)."""
+    known = type(module) in (nn.Linear, nn.LayerNorm, nn.Sequential, GELUActivation)
+    hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks
+    return not known or any(hooks)
+
+
+def _is_plain(x: Tensor, *modules: nn.Module) -> bool:
+    """Whether products of these modules may be computed here: something is gained (a backward pass
+    will follow, or oneDNN is faster), no compiler or exporter is at work (it decides by itself what
+    to keep), and modules and weights (no DTensors) are plain."""
+    at_work = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return (
+        not at_work
+        and (torch.is_grad_enabled() or _by_onednn(x))
+        and not any(_is_changed(m) for m in modules)
+        and all(type(p) is nn.Parameter for m in modules for p in m.parameters())
+    )
+
+
+def _apply(function, x: Tensor, layer: nn.Linear, *options) -> Tensor:
+    """`function` on the rows of `x`, weights as autocast wants them."""
+    weight, bias, kind = layer.weight, layer.bias, x.device.type
+    if torch.is_autocast_enabled(kind):
+        dtype = torch.get_autocast_dtype(kind)
+        weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
+        x = x if function is _NormLinear else x.to(dtype)
+    rows = function.apply(x.flatten(0, -2), *options, weight, bias)
+    return rows.unflatten(0, x.shape[:-1])
+
+
+def linear(x: Tensor, layer: nn.Linear) -> Tensor:
+    """`layer(x)`"""
+    if _is_plain(x, layer) and _by_onednn(x):
+        return _apply(_Linear, x, layer)
+    return layer(x)
+
+
+def norm_linear(x: Tensor, norm: nn.LayerNorm, layer: nn.Linear) -> Tensor:
+    """`layer(norm(x))`"""
+    if x.dtype != norm.weight.dtype or not _is_plain(x, norm, layer):
+        return layer(norm(x))
+    return _apply(_NormLinear, x, layer, norm.weight, norm.bias, norm.eps)
+
+
+def norm_mlp(x: Tensor, norm: nn.LayerNorm, mlp: nn.Sequential) -> Tensor:
+    """`mlp(norm(x))`, of an mlp of fc1, act and fc2"""
+    if _is_changed(mlp) or not _is_plain(x, mlp.act, mlp.fc2):
+        return mlp(norm(x))
+    return _apply(_GeluLinear, norm_linear(x, norm, mlp.fc1), mlp.fc2)
+
+
+def standardize(x: Tensor, eps: float) -> Tensor:
+    """(x - mean) / sqrt(variance + eps) over the last dimension, the variance over n - 1. One pass
+    instead of five: with the squared error's, they were 10 % of a step of tiny on a CPU."""
+    n = x.shape[-1]
+    share = (n - 1) / n  # of torch's normalisation, whose variance is over n
+    return share**0.5 * F.layer_norm(x, (n,), eps=eps * share)
