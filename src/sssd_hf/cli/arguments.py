@@ -212,8 +212,12 @@ class ExportArguments:
     to: str = option(
         "vit",
         "What to write: vit (stock ViT, any transformers, no code), dinov2 (the same for models "
-        "with mean pooling), timm, onnx, or vit_mae (encoder and decoder of a pretrained one).",
-        choices=["vit", "dinov2", "vit_mae", "timm", "onnx"],
+        "with mean pooling), timm, onnx, vit_mae (encoder and decoder of a pretrained one), or "
+        "space (the demo, ready for the Hub's Spaces).",
+        choices=["vit", "dinov2", "vit_mae", "timm", "onnx", "space"],
+    )
+    pretrained_model: str | None = option(
+        None, "With --to space: a checkpoint of pretraining, whose reconstructions are shown too."
     )
     output_dir: str = option("runs/exported", "The folder to write, which must not exist yet.")
     fold_temperature: bool = option(
@@ -235,8 +239,47 @@ class ExportArguments:
     def __post_init__(self) -> None:
         if self.int8 and self.to != "onnx":
             raise ValueError(f"--int8 is for --to onnx, not for --to {self.to}.")
+        if self.pretrained_model and self.to != "space":
+            raise ValueError(f"--pretrained_model is for --to space, not for --to {self.to}.")
+        if self.fold_temperature and self.to == "space":
+            raise ValueError("--fold_temperature is not for --to space, which calibrates itself.")
         if self.fold_temperature and self.to == "vit_mae":
             raise ValueError("--fold_temperature is for classifiers; --to vit_mae writes none.")
+
+
+@dataclass
+class DemoArguments:
+    _argument_group_name = "demo"
+
+    model_name_or_path: list[str] = option(
+        ["runs/finetuned"],
+        "The fine-tuned checkpoint or ensemble, a folder or Hub name; several are shown side by "
+        "side.",
+    )
+    pretrained_model: str | None = option(
+        None, "A checkpoint of pretraining, whose reconstructions are shown too."
+    )
+    title: str = option("Medical image classifier", "What the page is called.")
+    server_name: str = option(
+        "127.0.0.1",
+        "Address to listen at. The default is reached from this computer alone; 0.0.0.0 from all, "
+        "without a password.",
+    )
+    server_port: int | None = option(None, "Port (default: the first free one from 7860 on).")
+    max_files: int = option(300, "Files that are taken at once.")
+    max_slices: int = option(1000, "Slices and images that are taken at once.")
+    max_file_mb: int = option(200, "Size of a file, at most, in MB.")
+
+    def __post_init__(self) -> None:
+        check_ranges(
+            self,
+            server_port=(0, 65535),
+            max_files=(1, None),
+            max_slices=(1, None),
+            max_file_mb=(1, 2048),
+        )
+        if not self.model_name_or_path:
+            raise ValueError("--model_name_or_path is empty; name at least one model.")
 
 
 SCRIPTS: dict[str, tuple[type, ...]] = {
@@ -255,5 +298,6 @@ SCRIPTS: dict[str, tuple[type, ...]] = {
     "push_to_hub": (PushArguments,),
     "cross_validate": (DataArguments, CrossValidateArguments),
     "export": (DataArguments, ExportArguments),
+    "demo_app": (DemoArguments,),
     "reproduce": (ReproduceArguments,),
 }

@@ -181,11 +181,11 @@ def prepare_output(training: TrainingArguments, accelerator: Accelerator) -> boo
     return True
 
 
-def check_checkpoint(name: str | None) -> None:
+def check_checkpoint(name: str | None, option: str = "--model_name_or_path") -> None:
     """Raises ValueError for a folder that is no checkpoint; names on the Hub are not looked up."""
     if name and Path(name).is_dir() and not (Path(name) / "config.json").is_file():
         raise ValueError(
-            f"--model_name_or_path {name}: there is no config.json; expected the folder of a "
+            f"{option} {name}: there is no config.json; expected the folder of a "
             "checkpoint (of a training that has ended)."
         )
 

@@ -3,7 +3,7 @@
 `python scripts/export.py --model_name_or_path runs/finetuned --to vit --output_dir runs/vit`; also
 --to dinov2, timm, onnx (with --int8 for the CPU) and vit_mae. What was written is loaded again with
 the foreign class and compared on random images before the folder appears; all_results.json has the
-greatest difference.
+greatest difference. --to space writes the demo (see demo_app.py) as a folder that runs by itself.
 """
 
 import contextlib
@@ -235,8 +235,16 @@ def describe(arguments: ExportArguments, config: Any, result: dict[str, Any]) ->
 def main(argv: list[str] | None = None) -> int:
     data, arguments = parse("export", __doc__, argv)
     name, output = arguments.model_name_or_path, Path(arguments.output_dir)
-    common.check_checkpoint(name)
+    if arguments.to != "space":  # whose loader takes ensembles too
+        common.check_checkpoint(name)
     check_output(output, name, arguments.overwrite_output_dir)
+    if arguments.to == "space":
+        from .export_space import export_space
+
+        with written_at_once(output) as folder:
+            export_space(name, arguments.pretrained_model, folder, RESULTS)
+        print(f"{output}: space; python {output / 'app.py'} starts it")
+        return 0
     with written_at_once(output) as folder:
         result, config = export_form(arguments, data, folder)
         difference = result["largest_difference"]

@@ -33,6 +33,7 @@ from .data import (
     stored_slice_axis,
 )
 from .parsing import parse
+from .reconstructions import reconstruct
 from .runs import (
     EarlyStopping,
     config_options,
@@ -187,33 +188,15 @@ def write_reconstructions(
     path: Path,
     count: int = 4,
 ) -> None:
-    """Input, masked, reconstruction, and the reconstruction pasted into the visible patches. With
-    pixels normalised by patch, each patch's mean and contrast are taken from the input."""
+    """The figure of `reconstruct` for a few of the images, from the first to the last."""
     from ..evaluation.plots import plot_reconstructions
 
     chosen = torch.linspace(0, len(images) - 1, min(count, len(images))).long()
     device = next(model.parameters()).device  # the whole copy of a sharded model is on the host
     pixel_values = normalize(images.batch(chosen, device), *statistics)
-    output = model(pixel_values, sample_seeds=fixed_seeds(images, chosen, device))
-    target, predicted = model.patchify(pixel_values), output.logits.float()
-    if model.config.norm_pix_loss:
-        variance, mean = torch.var_mean(target, dim=-1, keepdim=True)
-        predicted = predicted * (variance + 1e-6).sqrt() + mean
-    hidden = output.mask[..., None]
-
-    def show(patches: torch.Tensor) -> Any:
-        x = model.unpatchify(patches, model.config.grid_size).permute(0, 2, 3, 1)
-        mean, std = (torch.tensor(v[: x.shape[-1]], device=x.device) for v in statistics)
-        return (x * std + mean).clamp(0, 1).squeeze(-1).cpu().numpy()
-
-    grey = torch.full_like(target, (0.5 - statistics[0][0]) / statistics[1][0])
-    plot_reconstructions(
-        show(target),
-        show(torch.where(hidden > 0, grey, target)),
-        show(predicted),
-        show(torch.where(hidden > 0, predicted, target)),
-        path,
-    )
+    seeds = fixed_seeds(images, chosen, device)
+    pictures = reconstruct(model, pixel_values, statistics, sample_seeds=seeds)
+    plot_reconstructions(*pictures, path)
 
 
 def main(argv: list[str] | None = None) -> int:
