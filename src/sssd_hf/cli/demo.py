@@ -108,6 +108,7 @@ def main(argv: list[str] | None = None) -> int:
 What was made, in {minutes:.1f} minutes:
   {finetuned}/ holds a classifier that any Hugging Face program can load;
   {pretrained}/ the encoder and decoder it came from;
+  {evaluation}/report.html tells how good it is, in words and figures: open it in a browser;
   {output}/reconstructions.png and {output}/curves.png show what was learned, and how.
 
 How good it is: {100 * results["accuracy"]:.1f} % of {results["num_test_images"]} slices of \
