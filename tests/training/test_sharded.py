@@ -35,6 +35,7 @@ from sssd_hf.training.log import Log
 from sssd_hf.training.loop import LoopSettings, train
 from sssd_hf.training.optimization import cosine_with_warmup
 from sssd_hf.training.signals import Interrupted
+from sssd_hf.cli.common import leave_processes
 from test_loop import (
     EPS, RATE, classifier, feed_of, finetuning_stage, pretraining_model, pretraining_stage)
 
@@ -94,12 +95,14 @@ try:
 except Interrupted as stop:
     assert f"after step {batches[-1]} of 12" in str(stop), stop
     assert len(batches) == signal_at, (batches, signal_at)
-    sys.exit()
+    sys.stdout.flush()
+    os._exit(0)  # as run_script leaves: gloo's threads may abort a plain exit
 assert not signal_at
 average.copy_to_model()
 whole = whole_model(model)
 if accelerator.is_main_process:
     whole.save_pretrained(folder)
+leave_processes()
 """
 
 
