@@ -303,3 +303,22 @@ def test_numbers_are_not_rounded_into_certainty(evaluation):
     found["metrics"]["accuracy"]["p"] = 1e-9
     change(evaluation, comparison=found)
     assert "< 0.001" in Page(write_report(evaluation)).text
+
+
+@pytest.mark.parametrize(
+    ("seen", "told"),
+    [
+        (0, "the test images were held out"),
+        (7, "7 of 40 test images were used in training"),
+        (None, "whether the test images were held out is not known"),
+    ],
+)
+def test_only_images_that_training_left_alone_are_called_held_out(evaluation, seen, told):
+    change(evaluation, num_test_images=40, num_test_images_seen=seen)
+    answers = _answers(evaluation)
+    assert told in answers["goal"]
+    assert told in answers["internal"]
+    first = summarise(results_of(evaluation))[0]
+    assert first.grave == bool(seen)
+    assert ("7 of the 40 test images" in first.text) == bool(seen)
+    assert ("too good" in Page(write_report(evaluation)).text) == bool(seen)

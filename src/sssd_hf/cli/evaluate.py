@@ -22,6 +22,7 @@ from ..evaluation.comparison import compare_models
 from ..evaluation.figures import write_figures
 from ..evaluation.metrics import to_json
 from ..evaluation.report import write_report
+from ..evaluation.run_files import read_object
 from ..evaluation.summary import summarise
 from . import common
 from .classifiers import load_classifier
@@ -33,18 +34,28 @@ logger = logging.getLogger("sssd_hf")
 SHOWN = ("accuracy", "balanced_accuracy", "roc_auc", "recall", "specificity")
 
 
-def warn_of_seen_images(splits: Path, dataset: Any, rows: list[int]) -> None:
-    """Name the images of the test split that the model's own splits use for something else."""
-    if not splits.is_file():
-        return
-    stored = json.loads(splits.read_text(encoding="utf-8"))
-    known = {name for part in ("train", "validation") for name in stored.get(part, [])}
+def names_trained_on(splits: Path) -> set[str] | None:
+    """File names of a model's training and validation images; None where its splits.json is
+    missing (a model on the Hub) or broken."""
+    stored = read_object(splits)
+    if stored is None:
+        return None
+    return {name for part in ("train", "validation") for name in stored.get(part) or []}
+
+
+def warn_of_seen_images(splits: Path, dataset: Any, rows: list[int]) -> int | None:
+    """How many test images the model's own splits use for something else, by their file names, with
+    a warning that names one; None where the splits are not known."""
+    known = names_trained_on(splits)
+    if known is None:
+        return None
     seen = [name for name in dataset.select(rows)["file_name"][:] if name in known]
     if seen:
         logger.warning(
             f"{len(seen)} of the {len(rows)} test images, such as {seen[0]}, are named in {splits} "
             "as training or validation images: if they are the same, the figures are too good"
         )
+    return len(seen)
 
 
 def write_predictions(
@@ -186,7 +197,6 @@ def main(argv: list[str] | None = None) -> int:
             "There is no test split. Name one by --split_column and --test_split, or let "
             "finetune.py cut one (--train_test_split)."
         )
-    warn_of_seen_images(Path(checkpoint) / "splits.json", dataset, rows)
     columns = [c.strip() for c in arguments.subgroup_columns.split(",") if c.strip()]
     for column in columns:
         column_of(dataset, rows, column, "--subgroup_columns")  # before the work
@@ -195,6 +205,7 @@ def main(argv: list[str] | None = None) -> int:
         dataset, rows, preparation, data_arguments, title="test images", output=output
     )
     rows = test.rows.tolist()  # without the files left out by --skip_bad_files
+    num_seen = warn_of_seen_images(Path(checkpoint) / "splits.json", dataset, rows)
     probabilities = classifier.probabilities(test, arguments.per_device_eval_batch_size)
     labels = np.array([known.index(names[i]) for i in test.labels])
     groups = groups_of(dataset, rows, data_arguments.group_column_name)
@@ -224,6 +235,7 @@ def main(argv: list[str] | None = None) -> int:
         "compared_with": arguments.compare_with,
         "interval_method": f"95 % percentile bootstrap of {unit}",
         "num_test_images": len(rows),
+        "num_test_images_seen": num_seen,
         "num_test_groups": None if groups is None else len(set(groups)),
         "group_column_name": data_arguments.group_column_name,
         "split_column": data_arguments.split_column,

@@ -108,11 +108,23 @@ def key_figures(results: dict) -> list[tuple[str, str, str]]:
 def summarise(results: dict, audit: dict | None = None) -> list[Sentence]:
     """The summary of a report: all_results.json of evaluate.py, and audit.json where known."""
     parts = [
-        _tested(results), _headline(results), _interval(results), _groups(results),
+        _seen(results), _tested(results), _headline(results), _interval(results), _groups(results),
         _threshold(results), _baselines(results, audit), _calibration(results),
         *_subgroups(results), _findings(audit),
     ]  # fmt: skip
     return [part for part in parts if part is not None]
+
+
+def _seen(results):
+    seen = results.get("num_test_images_seen")
+    if not seen:
+        return None
+    text = (
+        f"{seen} of the {results['num_test_images']} test images were, by their file names, used "
+        "in training or for choosing the model: the figures do not tell how it does on images "
+        "that are new to it, and are too good."
+    )
+    return Sentence("Not a test", text, grave=True)
 
 
 def _tested(results):
