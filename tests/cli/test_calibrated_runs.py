@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -127,6 +128,28 @@ def test_patients_and_subgroups(evaluation):
     assert results["num_test_groups"] == results["aggregated"]["count"] == table["group"].nunique()
     assert set(results["subgroups"]["scanner"]["subgroups"]) == {"A", "B"}
     assert results["command"].startswith("python scripts/evaluate.py ")
+
+
+def test_groups_that_training_has_too_are_counted(model, images, evaluation, tmp_path, caplog):
+    """Against the table of the images, of which every second patient is now also one of training;
+    nothing is known where the training images are not at hand."""
+    results, table = evaluation
+    assert results["num_groups_shared_with_training"] == 0
+    data = shutil.copytree(images, tmp_path / "images")
+    rows = pd.read_csv(data / "metadata.csv")
+    patients = sorted(set(rows["patient"][rows["part"] == "test"]))
+    rows.loc[rows["part"] == "train", "patient"] = [
+        patients[i % 2] for i in range((rows["part"] == "train").sum())
+    ]
+    rows.to_csv(data / "metadata.csv", index=False)
+    results, _ = evaluated(model, data, tmp_path / "shared")
+    assert results["num_groups_shared_with_training"] == 2
+    assert f"2 of the {len(patients)} groups (patient)" in caplog.text
+    alone = shutil.copytree(model, tmp_path / "alone")
+    (alone / "splits.json").unlink()
+    results, _ = evaluated(alone, data, tmp_path / "unknown")
+    assert results["num_groups_shared_with_training"] is None
+    assert results["num_test_images_seen"] is None
 
 
 def test_two_models_on_the_same_images(model, images, tmp_path):

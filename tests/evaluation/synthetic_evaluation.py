@@ -66,6 +66,7 @@ def write_evaluation(
         "num_test_images_seen": 0,
         "num_test_groups": len(set(groups.tolist())) if grouped else None,
         "group_column_name": "patient_id" if grouped else None,
+        "num_groups_shared_with_training": 6 if grouped else None,
         "split_column": "official_split",
         "test_split": "test",
         "labels": names,

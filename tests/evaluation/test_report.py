@@ -319,6 +319,23 @@ def test_only_images_that_training_left_alone_are_called_held_out(evaluation, se
     assert told in answers["goal"]
     assert told in answers["internal"]
     first = summarise(results_of(evaluation))[0]
-    assert first.grave == bool(seen)
-    assert ("7 of the 40 test images" in first.text) == bool(seen)
-    assert ("too good" in Page(write_report(evaluation)).text) == bool(seen)
+    assert (first.heading == "Not a test" and first.grave) == bool(seen)
+    assert ("7 of the 40 test images were" in Page(write_report(evaluation)).text) == bool(seen)
+
+
+@pytest.mark.parametrize(
+    ("shared", "told"),
+    [
+        (0, "Yes: no test group of the column patient_id"),
+        (3, "NO: 3 of 50 test groups of the column patient_id"),
+        (None, "Not known whether groups of the column patient_id"),
+    ],
+)
+def test_groups_were_kept_together_only_where_none_is_shared(evaluation, shared, told):
+    change(evaluation, num_groups_shared_with_training=shared)
+    text = Page(write_report(evaluation)).text
+    assert text.count(told) == 2  # the protocol and CLAIM 20
+    assert _answers(evaluation)["disjoint"].startswith(told)
+    assert ("3 of the 50 patients of the test" in text) == bool(shared)
+    grave = [part.heading for part in summarise(results_of(evaluation)) if part.grave]
+    assert ("Shared patients" in grave) == bool(shared)

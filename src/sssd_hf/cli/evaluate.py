@@ -58,6 +58,28 @@ def warn_of_seen_images(splits: Path, dataset: Any, rows: list[int]) -> int | No
     return len(seen)
 
 
+def count_shared_groups(
+    splits: Path, dataset: Any, rows: list[int], column: str | None
+) -> int | None:
+    """How many groups of the test images are also those of training or validation images; None
+    where the data do not tell: no column, no splits of the model, or data without its images."""
+    known = names_trained_on(splits)
+    if known is None or column is None:
+        return None
+    names, test = dataset["file_name"][:], set(rows)
+    trained = [i for i, name in enumerate(names) if name in known and i not in test]
+    tested = set(groups_of(dataset, rows, column))
+    shared = tested & set(groups_of(dataset, trained, column))
+    if shared:
+        logger.warning(
+            f"{len(shared)} of the {len(tested)} groups ({column}) of the test images, such as "
+            f"{min(shared)}, are also those of training or validation images: the figures are too "
+            "good"
+        )
+    complete = known <= set(names)  # else others may be shared, which can't be seen here
+    return len(shared) if shared or complete else None
+
+
 def write_predictions(
     output: Path,
     file_names: list[str],
@@ -238,6 +260,9 @@ def main(argv: list[str] | None = None) -> int:
         "num_test_images_seen": num_seen,
         "num_test_groups": None if groups is None else len(set(groups)),
         "group_column_name": data_arguments.group_column_name,
+        "num_groups_shared_with_training": count_shared_groups(
+            Path(checkpoint) / "splits.json", dataset, rows, data_arguments.group_column_name
+        ),
         "split_column": data_arguments.split_column,
         "test_split": data_arguments.test_split or "test",
         "labels": known,

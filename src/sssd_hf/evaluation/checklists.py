@@ -196,8 +196,8 @@ def answers_of(run) -> dict[str, str]:
         answers["events"] = f"Images: {counts}; test by class: " + ", ".join(
             f"{name} {row['support']}" for name, row in (results.get("per_class") or {}).items()
         )
-    if run.group_column:
-        answers["disjoint"] = f"Groups of the column {run.group_column}. " + run.leakage_sentence()
+    if results.get("group_column_name"):
+        answers["disjoint"] = f"{run.together_sentence()} {run.leakage_sentence()}"
     if training.get("chosen_by"):
         answers["selection"] = run.selection_sentence()
     if run.config:

@@ -108,7 +108,7 @@ def key_figures(results: dict) -> list[tuple[str, str, str]]:
 def summarise(results: dict, audit: dict | None = None) -> list[Sentence]:
     """The summary of a report: all_results.json of evaluate.py, and audit.json where known."""
     parts = [
-        _seen(results), _tested(results), _headline(results), _interval(results), _groups(results),
+        _seen(results), _shared_groups(results), _tested(results), _headline(results), _interval(results), _groups(results),
         _threshold(results), _baselines(results, audit), _calibration(results),
         *_subgroups(results), _findings(audit),
     ]  # fmt: skip
@@ -125,6 +125,18 @@ def _seen(results):
         "that are new to it, and are too good."
     )
     return Sentence("Not a test", text, grave=True)
+
+
+def _shared_groups(results):
+    shared = results.get("num_groups_shared_with_training")
+    if not shared:
+        return None
+    unit, groups = unit_of(results), results.get("num_test_groups")
+    text = (
+        f"{shared} of the {groups} {unit} of the test also have images in training or validation: "
+        f"the figures do not tell how the model does on new {unit}, and are probably too good."
+    )
+    return Sentence(f"Shared {unit}", text, grave=True)
 
 
 def _tested(results):

@@ -363,8 +363,7 @@ def protocol_table(run: Run) -> Table:
         ["Test split", f"“{results.get('test_split', 'test')}”, {results['num_test_images']} "
          "images"],
         ["Splits", f"{run.split_rule()} {f'Images: {counts}.' if counts else ''}"],
-        ["Kept together", f"groups of the column {run.group_column}" if run.group_column
-         else "nothing: no column of patients was named"],
+        ["Groups kept together", run.together_sentence()],
         ["Shared by splits", run.leakage_sentence()],
         ["Weights", run.selection_sentence()],
         ["Threshold and temperature", _fitted_on(results)],

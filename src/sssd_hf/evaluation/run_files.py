@@ -80,9 +80,20 @@ class Run:
     def has_figure(self, name: str) -> bool:
         return name in self.figures
 
-    @property
-    def group_column(self) -> str | None:
-        return self.results.get("group_column_name") or (self.recipe or {}).get("group_column_name")
+    def together_sentence(self) -> str:
+        """Whether the groups of the test images were kept out of training."""
+        column = self.results.get("group_column_name")
+        if not column:
+            return "Not known: no column of patients was named."
+        shared = self.results.get("num_groups_shared_with_training")
+        if shared is None:
+            return f"Not known whether groups of the column {column} are in training too."
+        if shared:
+            return (
+                f"NO: {shared} of {self.results['num_test_groups']} test groups of the column "
+                f"{column} are also in training or validation."
+            )
+        return f"Yes: no test group of the column {column} is in training or validation."
 
     def split_rule(self) -> str:
         """How images came to be in their split."""
@@ -97,7 +108,8 @@ class Run:
             for name in ("train_val_split", "train_test_split")
             if recipe.get(name)
         )
-        unit = f"whole groups of {self.group_column}" if self.group_column else "images"
+        groups = recipe.get("group_column_name")
+        unit = f"whole groups of {groups}" if groups else "images"
         return f"Drawn by chance, {unit} ({shares}; seed {recipe.get('seed', 'not known')})."
 
     def selection_sentence(self) -> str:
