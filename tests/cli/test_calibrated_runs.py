@@ -152,6 +152,60 @@ def test_groups_that_training_has_too_are_counted(model, images, evaluation, tmp
     assert results["num_test_images_seen"] is None
 
 
+@pytest.fixture(scope="module")
+def elsewhere(images, tmp_path_factory):
+    """Images of another place in plain folders of classes, no split among them; and argv."""
+    root = tmp_path_factory.mktemp("elsewhere") / "images"
+    for path in sorted((images / "test").rglob("*.png")):
+        target = root / path.parent.name / f"other_{path.name}"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target)
+    return root
+
+
+def evaluated_elsewhere(model, data, output, *options):
+    argv = ["--model_name_or_path", model, "--data_dir", data, "--output_dir", output]
+    assert evaluate.main([str(word) for word in [*argv, "--num_resamples", 20, *options]]) == 0
+    return read(output / "all_results.json")
+
+
+def test_images_of_another_place_are_all_evaluated(model, elsewhere, evaluation, tmp_path):
+    """The same pixels as the test split's, so the same figures."""
+    results = evaluated_elsewhere(model, elsewhere, tmp_path / "all", "--test_split", "all")
+    assert results["num_test_images"] == 6
+    assert results["num_test_images_seen"] == 0
+    for name in ("accuracy", "roc_auc", "log_loss"):
+        assert results[name] == pytest.approx(evaluation[0][name])
+
+
+def test_a_column_or_file_of_test_images_alone_will_do(model, elsewhere, tmp_path):
+    data = shutil.copytree(elsewhere, tmp_path / "images")
+    names = sorted(path.relative_to(data).as_posix() for path in data.rglob("*.png"))
+    rows = [[name, name.split("/")[0], "test"] for name in names]
+    with open(data / "metadata.csv", "w", newline="") as file:
+        csv.writer(file).writerows([["file_name", "label", "part"], *rows])
+    results = evaluated_elsewhere(model, data, tmp_path / "column", "--split_column", "part")
+    assert results["num_test_images"] == 6
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps({"train": [], "validation": [], "test": names[:2] + names[3:]}))
+    results = evaluated_elsewhere(model, data, tmp_path / "file", "--splits_file", file)
+    assert results["num_test_images"] == 5
+    with pytest.raises(ValueError, match="leave out --splits_file"):
+        evaluated_elsewhere(
+            model, data, tmp_path / "x", "--splits_file", file, "--test_split", "all"
+        )
+
+
+@pytest.mark.parametrize("stored", [True, False])  # without: as a model on the Hub
+def test_no_test_images_are_drawn_by_chance(stored, model, elsewhere, tmp_path):
+    alone = shutil.copytree(model, tmp_path / "alone")
+    if not stored:
+        (alone / "splits.json").unlink()
+    with pytest.raises(ValueError, match=r"--splits_file, or take all images by --test_split all"):
+        evaluated_elsewhere(alone, elsewhere, tmp_path / "out")
+    assert not (tmp_path / "out" / "all_results.json").exists()
+
+
 def test_two_models_on_the_same_images(model, images, tmp_path):
     other = run(finetune, images, tmp_path / "other", *OPTIONS, steps=2)  # positive: up
     first = tmp_path / "first"

@@ -3,8 +3,9 @@
 `python scripts/evaluate.py --model_name_or_path runs/finetuned --data_dir FOLDER`. Writes
 all_results.json (metrics with 95 % intervals; per class, patient and subgroup; calibration and
 operating point), predictions.csv, figures and report.html into --output_dir. Where the data name no
-split, the one that finetune.py cut (its splits.json) is used. Each reading of a test split is noted
-in the model's folder (evaluations.jsonl).
+split, the one that finetune.py cut (its splits.json) is used; nothing is cut here. --test_split all
+evaluates on all images, such as those of another hospital. Each reading of a test split is noted in
+the model's folder (evaluations.jsonl).
 """
 
 import json
@@ -26,7 +27,7 @@ from ..evaluation.run_files import read_object
 from ..evaluation.summary import summarise
 from . import common
 from .classifiers import load_classifier
-from .data import column_of, decode_split, groups_of, load_data, preparation_of, split_data
+from .data import column_of, decode_split, groups_of, load_data, preparation_of, rows_to_evaluate
 from .explain import write_explanations
 from .parsing import command_line, parse
 
@@ -66,8 +67,8 @@ def count_shared_groups(
     known = names_trained_on(splits)
     if known is None or column is None:
         return None
-    names, test = dataset["file_name"][:], set(rows)
-    trained = [i for i, name in enumerate(names) if name in known and i not in test]
+    names = dataset["file_name"][:]
+    trained = [i for i, name in enumerate(names) if name in known]
     tested = set(groups_of(dataset, rows, column))
     shared = tested & set(groups_of(dataset, trained, column))
     if shared:
@@ -212,13 +213,7 @@ def main(argv: list[str] | None = None) -> int:
             f"--positive_label {data_arguments.positive_label} is not the model's: {known[1]} "
             "counts as the positive class here, as in its training"
         )
-    splits = split_data(dataset, data_arguments, arguments.seed, checkpoint)
-    rows = splits["test"]
-    if not rows:
-        raise ValueError(
-            "There is no test split. Name one by --split_column and --test_split, or let "
-            "finetune.py cut one (--train_test_split)."
-        )
+    rows = rows_to_evaluate(dataset, data_arguments, checkpoint)
     columns = [c.strip() for c in arguments.subgroup_columns.split(",") if c.strip()]
     for column in columns:
         column_of(dataset, rows, column, "--subgroup_columns")  # before the work
