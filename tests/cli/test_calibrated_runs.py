@@ -224,10 +224,23 @@ def test_two_models_on_the_same_images(model, images, tmp_path):
         evaluated(other, images, tmp_path / "third", "--compare_with", first)
 
 
-def test_readings_of_the_test_split_are_counted(model, images, tmp_path):
-    before = len((model / "evaluations.jsonl").read_text().splitlines())
-    results, _ = evaluated(model, images, tmp_path / "again")
-    assert results["times_test_was_read"] == before + 1
+def test_readings_of_the_same_images_are_counted(model, images, elsewhere, tmp_path):
+    """By the images, not by the name of their split; a line that tells nothing counts for none."""
+    alone = shutil.copytree(model, tmp_path / "alone")
+    (alone / "evaluations.jsonl").write_text('[1]\n"text"\n{}\n')
+    results, _ = evaluated(alone, images, tmp_path / "first")
+    assert results["times_test_was_read"] == 1
+    data = shutil.copytree(elsewhere, tmp_path / "images")
+    names = sorted(path.relative_to(data).as_posix() for path in data.rglob("*.png"))
+    with open(data / "metadata.csv", "w", newline="") as file:
+        rows = [[name, name.split("/")[0], "test"] for name in names]
+        csv.writer(file).writerows([["file_name", "label", "part"], *rows])
+    results = evaluated_elsewhere(alone, data, tmp_path / "other", "--split_column", "part")
+    assert results["times_test_was_read"] == 1
+    results = evaluated_elsewhere(alone, data, tmp_path / "again", "--test_split", "all")
+    assert results["times_test_was_read"] == 2
+    results, _ = evaluated(alone, images, tmp_path / "second")
+    assert results["times_test_was_read"] == 2
 
 
 def test_without_validation_there_is_no_calibration(images, tmp_path):

@@ -8,6 +8,7 @@ evaluates on all images, such as those of another hospital. Each reading of a te
 the model's folder (evaluations.jsonl).
 """
 
+import hashlib
 import json
 import logging
 import time
@@ -134,9 +135,9 @@ def read_predictions(folder: Path, names: list[str], file_names: list[str], labe
     return table[columns].to_numpy(dtype=np.float64)
 
 
-def note_reading(model: str, results: dict[str, Any]) -> int | None:
-    """Note in the model's folder that a test split was read; how often it was, this time included,
-    or None for a model on the Hub or in a folder that can't be written to."""
+def note_reading(model: str, results: dict[str, Any], file_names: list[str]) -> int | None:
+    """Note in the model's folder that these test images were read; how often they were, this time
+    included, or None for a model on the Hub or in a folder that can't be written to."""
     path = Path(model) / "evaluations.jsonl"
     if not path.parent.is_dir():
         return None
@@ -144,6 +145,8 @@ def note_reading(model: str, results: dict[str, Any]) -> int | None:
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         **{name: results[name] for name in ("split_column", "test_split", "num_test_images")},
         **{name: results[name] for name in ("accuracy", "roc_auc")},
+        # what the images are called tells data sets apart, whose splits have the same names
+        "images": digest_of(file_names),
     }
     try:
         with open(path, "a", encoding="utf-8") as file:
@@ -151,8 +154,14 @@ def note_reading(model: str, results: dict[str, Any]) -> int | None:
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, ValueError):
         return None
-    same = ("split_column", "test_split")
-    return sum(all(line.get(name) == record[name] for name in same) for line in lines)
+    lines = [line for line in lines if isinstance(line, dict)]
+    return sum(line.get("images") == record["images"] for line in lines)
+
+
+def digest_of(file_names: list[str]) -> str:
+    """The same for the same file names in any order: 16 hexadecimal digits."""
+    text = "\n".join(sorted(file_names)).encode("utf-8", errors="surrogateescape")
+    return hashlib.sha256(text).hexdigest()[:16]
 
 
 def print_summary(results: dict[str, Any]) -> None:
@@ -266,7 +275,7 @@ def main(argv: list[str] | None = None) -> int:
         "command": command_line("evaluate", argv),
         "versions": common.versions(),
     }
-    results["times_test_was_read"] = note_reading(checkpoint, results)
+    results["times_test_was_read"] = note_reading(checkpoint, results, file_names)
     output.mkdir(parents=True, exist_ok=True)
     write_predictions(output, file_names, labels, probabilities, groups, known, calibration)
     if arguments.report:
