@@ -133,7 +133,7 @@ def test_patients_and_subgroups(evaluation):
 def test_groups_that_training_has_too_are_counted(model, images, evaluation, tmp_path, caplog):
     """Against the table of the images, of which every second patient is now also one of training;
     nothing is known where the training images are not at hand."""
-    results, table = evaluation
+    results, _ = evaluation
     assert results["num_groups_shared_with_training"] == 0
     data = shutil.copytree(images, tmp_path / "images")
     rows = pd.read_csv(data / "metadata.csv")
@@ -204,6 +204,48 @@ def test_no_test_images_are_drawn_by_chance(stored, model, elsewhere, tmp_path):
     with pytest.raises(ValueError, match=r"--splits_file, or take all images by --test_split all"):
         evaluated_elsewhere(alone, elsewhere, tmp_path / "out")
     assert not (tmp_path / "out" / "all_results.json").exists()
+
+
+def test_the_source_of_the_splits_is_told(model, images, evaluation, elsewhere, tmp_path):
+    def source_of(folder):
+        return read(folder / "splits.json")["how"]["source"]
+
+    assert evaluation[0]["split_source"] == source_of(model) == "the column part"
+    results = evaluated_elsewhere(model, elsewhere, tmp_path / "all", "--test_split", "all")
+    assert results["split_source"] == "all images of the data"
+    # by --splits_file, and a recipe's column that is then not looked at
+    file = model / "splits.json"
+    results, _ = evaluated(model, images, tmp_path / "file", "--splits_file", file)
+    assert results["split_source"] == f"the file {file} (the column part)"
+    assert results["split_column"] is None
+    # cut by chance, and handed on from pretraining
+    data = shutil.copytree(images / "train", tmp_path / "images")
+    table = pd.read_csv(images / "metadata.csv")[["file_name", "label", "patient"]]
+    table = table[table["file_name"].str.startswith("train/")]
+    table["file_name"] = table["file_name"].str.removeprefix("train/")
+    table.to_csv(data / "metadata.csv", index=False)
+    options = ["--group_column_name", "patient", "--train_test_split", "0.25"]
+    first = run(pretrain, data, tmp_path / "pre", *options, steps=1)
+    cut = "cut by chance, whole groups of the column patient; train_test_split 0.25; "
+    cut += "train_val_split 0.15; seed 3"
+    assert source_of(first) == cut
+    second = run(finetune, data, tmp_path / "fine", "--model_name_or_path", first, steps=1)
+    assert source_of(second) == f"the file {first / 'splits.json'} ({cut})"
+    results = evaluated_elsewhere(second, data, tmp_path / "out")
+    assert results["split_source"] == f"the file {second / 'splits.json'} ({source_of(second)})"
+
+
+@pytest.mark.parametrize("folders", [True, False])
+def test_split_folders_and_a_column_named_split_are_no_chance(folders, images, tmp_path):
+    data = tmp_path / "images"
+    shutil.copytree(images, data, ignore=shutil.ignore_patterns("metadata.csv"))
+    if not folders:
+        table = pd.read_csv(images / "metadata.csv").rename(columns={"part": "split"})
+        table.to_csv(data / "metadata.csv", index=False)
+    fine = run(finetune, data, tmp_path / "fine", steps=1)
+    assert read(fine / "splits.json")["how"]["source"] == "the column split"
+    results = evaluated_elsewhere(fine, data, tmp_path / "out")
+    assert results["split_source"] == "the column split"
 
 
 def test_two_models_on_the_same_images(model, images, tmp_path):

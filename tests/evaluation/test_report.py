@@ -339,3 +339,19 @@ def test_groups_were_kept_together_only_where_none_is_shared(evaluation, shared,
     assert ("3 of the 50 patients of the test" in text) == bool(shared)
     grave = [part.heading for part in summarise(results_of(evaluation)) if part.grave]
     assert ("Shared patients" in grave) == bool(shared)
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"split_source": "the file mine.json"}, "Known from the file mine.json."),
+        ({"split_source": None, "split_column": "visit"}, "Known from the column visit."),
+        ({"split_source": None, "split_column": None}, "How they were assigned is not known."),
+    ],
+)
+def test_the_evaluation_tells_the_splits_not_the_recipe_of_the_training(evaluation, values, told):
+    change(evaluation, **values)  # the recipe has official_split
+    text = Page(write_report(evaluation)).text
+    counts = "Images of the training run: train 1420, validation 240, test 213."
+    assert f"{told} {counts}" in text
+    assert _answers(evaluation)["partition"] == f"{told} {counts}"

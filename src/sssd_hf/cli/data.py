@@ -21,7 +21,6 @@ from ..training.seeding import epoch_order
 from .arguments import DataArguments
 
 logger = logging.getLogger("sssd_hf")
-ALL_IMAGES = "all"  # --test_split of evaluate.py
 
 
 def preparation_of(
@@ -236,48 +235,6 @@ def split_data(
         seed=seed,
         check=check,
     )
-
-
-def rows_to_evaluate(dataset: Any, data: DataArguments, model: str) -> list[int]:
-    """Rows of the test images: all for --test_split all; else those of --splits_file; else of the
-    split column, which may have test images only; else of splits.json in the folder `model`.
-
-    Raises:
-        ValueError: the data and the model name no test images, or none is left. Nothing is cut:
-            chance would take images of the model's training.
-    """
-    advice = (
-        "name the test images by --split_column and --test_split or by --splits_file, or take all "
-        "images by --test_split all"
-    )
-    stored = Path(model) / "splits.json"
-    if data.test_split == ALL_IMAGES:
-        if data.splits_file is not None:
-            raise ValueError("--test_split all takes all images: leave out --splits_file.")
-        names = dataset["file_name"][:]
-        rows = sorted(range(len(names)), key=names.__getitem__)
-    elif data.splits_file is not None:
-        rows = read_splits(data.splits_file, dataset)["test"]
-    elif (column := split_column_of(dataset, data)) is not None:
-        splits = make_splits(
-            dataset,
-            split_column=column,
-            train_split=data.train_split,
-            validation_split=data.validation_split,
-            test_split=data.test_split,
-            test_only=True,
-        )
-        rows = splits["test"]
-    elif stored.is_file():
-        try:
-            rows = read_splits(stored, dataset)["test"]
-        except ValueError as error:
-            raise ValueError(f"{error}; or, for other data, {advice}") from error
-    else:
-        raise ValueError(f"Neither the data nor the model {model} name test images: {advice}.")
-    if not rows:
-        raise ValueError(f"There is no test split: {advice}.")
-    return rows
 
 
 def split_column_of(dataset: Any, data: DataArguments) -> str | None:

@@ -28,9 +28,10 @@ from ..evaluation.run_files import read_object
 from ..evaluation.summary import summarise
 from . import common
 from .classifiers import load_classifier
-from .data import column_of, decode_split, groups_of, load_data, preparation_of, rows_to_evaluate
+from .data import column_of, decode_split, groups_of, load_data, preparation_of
 from .explain import write_explanations
 from .parsing import command_line, parse
+from .split_sources import ALL_IMAGES, rows_to_evaluate
 
 logger = logging.getLogger("sssd_hf")
 SHOWN = ("accuracy", "balanced_accuracy", "roc_auc", "recall", "specificity")
@@ -222,7 +223,7 @@ def main(argv: list[str] | None = None) -> int:
             f"--positive_label {data_arguments.positive_label} is not the model's: {known[1]} "
             "counts as the positive class here, as in its training"
         )
-    rows = rows_to_evaluate(dataset, data_arguments, checkpoint)
+    rows, source = rows_to_evaluate(dataset, data_arguments, checkpoint)
     columns = [c.strip() for c in arguments.subgroup_columns.split(",") if c.strip()]
     for column in columns:
         column_of(dataset, rows, column, "--subgroup_columns")  # before the work
@@ -243,6 +244,7 @@ def main(argv: list[str] | None = None) -> int:
         comparison = compare_models(labels, probabilities, other, groups, **options)
 
     unit = "images" if groups is None else f"groups ({data_arguments.group_column_name})"
+    whole = data_arguments.test_split == ALL_IMAGES  # then no column is looked at
     results = {
         **summarise(
             labels,
@@ -267,7 +269,8 @@ def main(argv: list[str] | None = None) -> int:
         "num_groups_shared_with_training": count_shared_groups(
             Path(checkpoint) / "splits.json", dataset, rows, data_arguments.group_column_name
         ),
-        "split_column": data_arguments.split_column,
+        "split_source": source,
+        "split_column": None if whole else data_arguments.split_column,
         "test_split": data_arguments.test_split or "test",
         "labels": known,
         "positive_label": known[1] if len(known) == 2 else None,

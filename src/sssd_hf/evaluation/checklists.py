@@ -190,10 +190,10 @@ def answers_of(run) -> dict[str, str]:
             f"class_weights {weights or 'none'}; balanced_sampling {bool(balanced)}."
         )
     if run.split_counts:
-        counts = ", ".join(f"{part} {count}" for part, count in run.split_counts.items())
-        answers["partition"] = f"Images: {counts}. {run.split_rule()}"
-        answers["flow"] = f"Images: {counts}; excluded: not known."
-        answers["events"] = f"Images: {counts}; test by class: " + ", ".join(
+        counts = run.counts_sentence()
+        answers["partition"] = f"{run.split_rule()} {counts}"
+        answers["flow"] = f"{counts} Excluded: not known."
+        answers["events"] = f"{counts} Evaluated by class: " + ", ".join(
             f"{name} {row['support']}" for name, row in (results.get("per_class") or {}).items()
         )
     if results.get("group_column_name"):

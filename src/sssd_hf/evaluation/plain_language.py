@@ -82,6 +82,7 @@ def audit_fits(results: dict, audit: dict | None) -> bool:
     """Whether the audit's probes were judged on the split that the model was tested on."""
     return bool(
         audit
+        and results.get("test_split") != "all"
         and audit.get("split_column") == results.get("split_column")
         and (audit.get("shortcuts") or {}).get("part") == "test"
     )
@@ -108,9 +109,9 @@ def key_figures(results: dict) -> list[tuple[str, str, str]]:
 def summarise(results: dict, audit: dict | None = None) -> list[Sentence]:
     """The summary of a report: all_results.json of evaluate.py, and audit.json where known."""
     parts = [
-        _seen(results), _shared_groups(results), _tested(results), _headline(results), _interval(results), _groups(results),
-        _threshold(results), _baselines(results, audit), _calibration(results),
-        *_subgroups(results), _findings(audit),
+        _seen(results), _shared_groups(results), _tested(results), _headline(results),
+        _interval(results), _groups(results), _threshold(results),
+        _baselines(results, audit), _calibration(results), *_subgroups(results), _findings(audit),
     ]  # fmt: skip
     return [part for part in parts if part is not None]
 
@@ -148,6 +149,8 @@ def _tested(results):
     where = f", the split “{results.get('test_split', 'test')}”" + (
         f" of the column {split}" if split else ""
     )
+    if results.get("test_split") == "all" and not split:
+        where = ", all images of the data"
     text = f"A classifier was tested on {results['num_test_images']} images{who}{where}"
     text += f" ({classes})." if classes else "."
     return Sentence("What was tested", text)

@@ -96,21 +96,17 @@ class Run:
         return f"Yes: no test group of the column {column} is in training or validation."
 
     def split_rule(self) -> str:
-        """How images came to be in their split."""
-        recipe = self.recipe or {}
-        column = recipe.get("split_column") or self.results.get("split_column")
-        if column:
-            return f"Assigned by the column {column} of the data."
-        if not recipe:
-            return "How they were assigned is not known."
-        shares = "; ".join(
-            f"{name} {recipe[name]}"
-            for name in ("train_val_split", "train_test_split")
-            if recipe.get(name)
-        )
-        groups = recipe.get("group_column_name")
-        unit = f"whole groups of {groups}" if groups else "images"
-        return f"Drawn by chance, {unit} ({shares}; seed {recipe.get('seed', 'not known')})."
+        """How the test images came to be that. The training's own options tell nothing of it:
+        other images may be evaluated than were split then."""
+        source, column = self.results.get("split_source"), self.results.get("split_column")
+        if not source and column:
+            source = f"the column {column}"
+        return f"Known from {source}." if source else "How they were assigned is not known."
+
+    def counts_sentence(self) -> str:
+        """How many images the model's own splits have; "" where they are not known."""
+        counts = ", ".join(f"{part} {count}" for part, count in self.split_counts.items())
+        return f"Images of the training run: {counts}." if counts else ""
 
     def selection_sentence(self) -> str:
         training = self.training or {}
