@@ -355,3 +355,22 @@ def test_the_evaluation_tells_the_splits_not_the_recipe_of_the_training(evaluati
     counts = "Images of the training run: train 1420, validation 240, test 213."
     assert f"{told} {counts}" in text
     assert _answers(evaluation)["partition"] == f"{told} {counts}"
+
+
+@pytest.mark.parametrize("members", [None, 1, 5])
+def test_heat_maps_of_an_ensemble_are_called_those_of_one_member(evaluation, members):
+    for name in ("errors.png", "examples.png"):
+        shutil.copy(evaluation / "figures" / "roc.png", evaluation / "figures" / name)
+    change(evaluation, num_members=members)
+    told = "The heat maps are of the first of 5 members."
+    wanted = 3 if members == 5 else 0  # both captions and the checklist's item
+    texts = Page(write_report(evaluation)).text
+    assert texts.count(told) == wanted
+    assert "the first of" not in texts.replace(told, "")
+    assert (told in _answers(evaluation)["explanations"]) == (members == 5)
+
+
+def test_the_check_of_explanations_is_the_evaluations_own(evaluation):
+    write_json(evaluation / "explanations.json", {"verdict": "left here by something else"})
+    change(evaluation, explanations=None)
+    assert "left here by something else" not in Page(write_report(evaluation)).text

@@ -275,6 +275,7 @@ def main(argv: list[str] | None = None) -> int:
         "labels": known,
         "positive_label": known[1] if len(known) == 2 else None,
         "model_name_or_path": checkpoint,
+        "num_members": len(classifier.models),
         "command": command_line("evaluate", argv),
         "versions": common.versions(),
     }

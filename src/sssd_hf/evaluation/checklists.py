@@ -221,6 +221,8 @@ def answers_of(run) -> dict[str, str]:
         answers["errors"] = "The most confident errors are shown: section Explanations."
     if run.has_figure("examples.png") or run.has_figure("errors.png"):
         answers["explanations"] = "Overlays: section Explanations."
+        if run.overlays_sentence():
+            answers["explanations"] += f" {run.overlays_sentence()}"
         if run.explanations:
             answers["explanations"] += " Their check is there too."
     if run.audit:

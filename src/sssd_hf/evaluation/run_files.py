@@ -36,6 +36,7 @@ KNOWN_FIGURES = {
     ),
     "pairs.png": ("Copies", "Pairs of images that the audit takes for copies."),
 }
+HEAT_MAPS = ("errors.png", "examples.png")
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,11 @@ class Run:
                 f"{column} are also in training or validation."
             )
         return f"Yes: no test group of the column {column} is in training or validation."
+
+    def overlays_sentence(self) -> str:
+        """Whose heat maps are shown, of an ensemble; "" for one model."""
+        members = self.results.get("num_members") or 1
+        return f"The heat maps are of the first of {members} members." if members > 1 else ""
 
     def split_rule(self) -> str:
         """How the test images came to be that. The training's own options tell nothing of it:
@@ -164,8 +170,6 @@ def read_run(evaluation_dir, model_dir=None, pretraining_dir=None, audit=None) -
     _read_figures(run)
     _read_model(run, model_dir, pretraining_dir)
     _read_audit(run, audit)
-    if run.explanations is None:
-        run.explanations = read_object(folder / "explanations.json")
     bad_files = folder / "bad_files.csv"
     if bad_files.is_file():
         lines = bad_files.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -216,6 +220,8 @@ def _read_figures(run):
     run.left_out = [(e.get("title", ""), e.get("caption", "")) for e in captions if not e["file"]]
     for path in sorted(folder.glob("*.png")):
         title, caption = KNOWN_FIGURES.get(path.name, (path.name, ""))
+        if path.name in HEAT_MAPS:
+            caption = f"{caption} {run.overlays_sentence()}".rstrip()
         entry = told.get(path.name, {})
         figure = read_figure(
             path, entry.get("title", title), entry.get("caption", caption), entry.get("alt", "")
