@@ -117,7 +117,7 @@ def test_one_answer_for_a_folder(method, reduce, model, images, evaluation, tmp_
     for folder, row in expected.iterrows():
         answer = found.loc[str(images / folder)]
         assert answer["images"] == row["size"]
-        assert answer["probability_down"] == pytest.approx(row[reduce], abs=1e-5)
+        assert answer["calibrated_down"] == pytest.approx(row[reduce], abs=1e-5)
         assert answer["label"] == ("down" if row[reduce] > 0.5 else "up")
     lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [line["file"] for line in lines] == found.index.tolist()

@@ -163,7 +163,7 @@ def test_evaluation_of_an_ensemble_warns_of_what_it_has_seen(images, folds, tmp_
         evaluate.main([str(word) for word in argv])
 
 
-@pytest.mark.parametrize("damage", ["labels", "member", "json"])
+@pytest.mark.parametrize("damage", ["labels", "member", "number", "json"])
 def test_a_damaged_ensemble_is_refused(images, folds, tmp_path, damage):
     folder = shutil.copytree(folds / "ensemble", tmp_path / "ensemble")
     path = folder / "ensemble.json"
@@ -172,8 +172,11 @@ def test_a_damaged_ensemble_is_refused(images, folds, tmp_path, damage):
         content["labels"] = ["up", "down"]
     elif damage == "member":
         content["members"][0] = "../ensemble/members/.."
+    elif damage == "number":
+        content["members"][0] = 1
     path.write_text("{" if damage == "json" else json.dumps(content))
     words = {"labels": "expected the labels up, down", "member": "folder below", "json": "again"}
+    words["number"] = "names of members"
     with pytest.raises(ValueError, match=words[damage]):
         predict.main(["--model_name_or_path", str(folder), "--images", str(images)])
 

@@ -183,6 +183,18 @@ def test_unknown_names(options, message, recipe, images, tmp_path):
         start(recipe, images, tmp_path, *options)
 
 
+def test_values_of_a_plan_stay_as_they_are():
+    options = {
+        "positive_label": "CT_COVID",
+        "skip_pretraining": True,
+        "images": ["A", "b"],
+        "x": None,
+    }
+    assert reproduce._words(options) == [
+        "--positive_label", "CT_COVID", "--skip_pretraining", "true", "--images", "A", "b",
+    ]  # fmt: skip
+
+
 def test_a_recipe_without_a_plan(tmp_path, images):
     path = tmp_path / "plain.yaml"
     path.write_text("common: {seed: 1}")

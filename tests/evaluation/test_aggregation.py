@@ -4,9 +4,8 @@ import math
 
 import numpy as np
 import pytest
-from sklearn.metrics import accuracy_score, roc_auc_score
 
-from sssd_hf.evaluation.aggregation import METHODS, aggregate, metrics_at_both_levels
+from sssd_hf.evaluation.aggregation import METHODS, aggregate
 
 
 def case(num_classes=2, count=60, seed=0):
@@ -58,21 +57,6 @@ def test_groups_of_one_image_are_the_images(method):
     _, probabilities, _ = case()
     _, found, _ = aggregate(probabilities, np.arange(60), method)
     np.testing.assert_allclose(found, probabilities, atol=1e-12)
-
-
-def test_metrics_at_both_levels():
-    labels, probabilities, groups = case()
-    found = metrics_at_both_levels(labels, probabilities, groups, num_resamples=100)
-    assert (found["images"]["count"], found["groups"]["count"]) == (60, len(set(groups)))
-    expected = accuracy_score(labels, probabilities.argmax(axis=1))
-    assert found["images"]["metrics"]["accuracy"] == pytest.approx(expected)
-    patients = by_loop(probabilities, groups, "mean")
-    of_patients = [labels[groups == name][0] for name in sorted(set(groups.tolist()))]
-    expected = roc_auc_score(of_patients, patients[:, 1])
-    assert found["groups"]["metrics"]["roc_auc"] == pytest.approx(expected)
-    for level in ("images", "groups"):
-        low, high = found[level]["intervals"]["accuracy"]
-        assert low <= found[level]["metrics"]["accuracy"] <= high
 
 
 def test_disagreeing_labels_are_named():

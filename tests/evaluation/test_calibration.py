@@ -61,9 +61,9 @@ def test_fit_is_the_minimum_and_never_worse_than_none(seed):
 def test_separable_data_get_the_bound_and_a_warning():
     labels = np.arange(20) % 2
     logits = np.stack([1.0 - labels, labels], axis=1)
-    with pytest.warns(UserWarning, match="at its bound 0.05"):
+    with pytest.warns(UserWarning, match=r"at its bound 0.05.*all are predicted rightly"):
         assert fit_temperature(labels, logits) == pytest.approx(TEMPERATURES[0])
-    with pytest.warns(UserWarning, match="at its bound 20"):
+    with pytest.warns(UserWarning, match=r"at its bound 20.*says little"):
         assert fit_temperature(1 - labels, logits) == pytest.approx(TEMPERATURES[1])
 
 
@@ -158,7 +158,6 @@ def test_more_classes_and_no_calibration_decide_for_the_most_probable():
     same, decisions = apply_calibration(probabilities, None)
     assert (same == probabilities).all()
     assert (decisions == logits.argmax(axis=1)).all()
-    assert fit_calibration(drawn_from(logits), logits, scale=False)["temperature"] == 1
 
 
 def test_certain_probabilities_stay_finite():

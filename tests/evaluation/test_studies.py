@@ -106,6 +106,16 @@ def test_seeds_on_one_test_set_are_no_draws():
     assert compare_runs(a, b, num_resamples=50)["accuracy"]["resampled_t"] is None
 
 
+def test_seeds_of_a_split_count_as_one_value():
+    """Repeating each draw with other seeds must not make the test surer than the draws are."""
+    a, b = make_runs(1.2, draws=3), make_runs(0.6, draws=3)
+    once = compare_runs(a, b, num_resamples=20)["accuracy"]["resampled_t"]
+    again = [
+        [dataclasses.replace(run, seed=s) for run in runs for s in range(5)] for runs in (a, b)
+    ]
+    assert compare_runs(*again, num_resamples=20)["accuracy"]["resampled_t"] == pytest.approx(once)
+
+
 def test_pairs_must_match():
     a = make_runs(1.0)
     with pytest.raises(ValueError, match="expected as many"):

@@ -106,9 +106,16 @@ def _ensemble_folder(name: str, revision: str) -> Path | None:
     """Where the ensemble lies (a Hub's is fetched); None for anything else."""
     if Path(name).is_dir():
         return Path(name) if (Path(name) / ENSEMBLE).is_file() else None
-    if not cached_file(
-        name, ENSEMBLE, revision=revision, _raise_exceptions_for_missing_entries=False
-    ):
+    try:
+        found = cached_file(
+            name, ENSEMBLE, revision=revision, _raise_exceptions_for_missing_entries=False
+        )
+    except OSError as error:
+        raise ValueError(
+            f"--model_name_or_path {name}: there is no such folder here, and no such model could "
+            f"be fetched from the Hub ({str(error).splitlines()[0]})."
+        ) from error
+    if not found:
         return None
     from huggingface_hub import snapshot_download
 
@@ -123,9 +130,10 @@ def _read_description(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: cannot be read ({error}); make the ensemble again.") from error
     members = content.get("members") if isinstance(content, dict) else None
     missing = {"members", "labels", "calibration"} - set(content if members else {})
-    if missing:
+    named = isinstance(members, list) and all(isinstance(member, str) for member in members)
+    if missing or not named:
         raise ValueError(
-            f"{path}: lacks {', '.join(sorted(missing))} or has no member; expected what "
+            f"{path}: lacks {', '.join(sorted(missing)) or 'names of members'}; expected what "
             "cross_validate.py writes."
         )
     for member in members:  # of an ensemble from elsewhere, nothing outside of its folder

@@ -73,9 +73,9 @@ def list_steps(output: Path, runs: list[Run], options: Options) -> list[Step]:
             own += ["--overwrite_output_dir", "false"]
         if start is not None:
             own += ["--model_name_or_path", str(start)]
-        # a report a fold is asked for, and not for nothing: drawing takes longer than evaluating
-        first = ["--report", "false"] if stage == "evaluate" else []
-        words = [*first, *options.words[stage], *own]
+        if stage == "evaluate" and "report" not in options.given("evaluate"):
+            own += ["--report", "false"]  # a fold's takes longer to draw than the fold to evaluate
+        words = [*options.words[stage], *own]
         steps.append(Step(stage, place / stage, words, f"{title}: {TITLES[stage]}"))
 
     shared = output / "pretrain_on_all"

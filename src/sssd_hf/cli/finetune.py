@@ -145,6 +145,11 @@ def calibrate(
     """The config's `calibration`, from validation images; None, with a warning, where they can't
     say, which must not cost the trained model."""
     logits = np.log(probabilities.clip(SMALLEST))
+    if probabilities.shape[1] != 2 and rule not in ("none", "youden"):  # youden is the default
+        logger.warning(
+            f"--threshold_rule {rule} is for two classes; of {probabilities.shape[1]} the most "
+            "probable one is decided for"
+        )
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)

@@ -131,7 +131,7 @@ class Writer:
             columns = ["file", *(["frame"] if with_frames else []), "label"]
             kinds = ["probability", *(["calibrated"] if calibration else [])]
             if whole:
-                columns, kinds = ["file", "images", "label"], ["probability"]
+                columns, kinds = ["file", "images", "label"], kinds[-1:]
             self.csv.writerow([*columns, *(f"{kind}_{name}" for kind in kinds for name in names)])
 
     def write(self, images: list[Slice], probabilities: np.ndarray) -> None:
@@ -154,7 +154,8 @@ class Writer:
             if self.json:
                 shares = dict(zip(self.names, row.tolist()))
                 record = {"file": group, "images": counts[group], "label": label}
-                self.file.write(json.dumps({**record, "probabilities": shares}) + "\n")
+                kind = "calibrated" if self.calibration else "probabilities"
+                self.file.write(json.dumps({**record, kind: shares}) + "\n")
             else:
                 self.csv.writerow([group, counts[group], label, *(f"{p:.6f}" for p in row)])
         self.file.flush()

@@ -14,7 +14,7 @@ from ..data.sources import column_texts
 from .arguments import CrossValidateArguments, DataArguments
 from .common import write_json
 from .data import load_data, split_data, stored_slice_axis
-from .parsing import as_dict, command_line, option_names, option_words, parse
+from .parsing import as_dict, command_line, option_names, option_words, parse, read_recipe
 
 STAGES = ("pretrain", "finetune", "evaluate")
 # set for each run, so that they can't be given for all
@@ -68,6 +68,12 @@ class Options:
     words: dict[str, list[str]]
     parsed: dict[str, tuple[Any, ...]]
     command: str
+
+    def given(self, stage: str) -> set[str]:
+        """Names of the options of a stage that the command line or the recipe sets."""
+        given = dict(option_words(self.words[stage]))
+        recipe = given.get("recipe", [""])[-1].partition("=")[2] or given.get("recipe", [""])[-1]
+        return set(given) | set(read_recipe(recipe, stage, option_names(stage)) if recipe else ())
 
     def stages(self) -> tuple[str, ...]:
         return STAGES[1:] if self.protocol.skip_pretraining else STAGES

@@ -29,6 +29,14 @@ from .protocol_words import in_words, print_results
 TABLE = "out_of_fold.csv"
 
 
+def pretraining_saw_test_images(options: Options) -> bool | None:
+    """None where it is not known: training began from a checkpoint that was made elsewhere."""
+    if options.protocol.pretrain_on_all:
+        return True
+    start = options.parsed[options.stages()[0]][1].model_name_or_path
+    return None if start else False
+
+
 def write_results(output: Path, runs: list[Run], dataset: Any, options: Options) -> None:
     """out_of_fold.csv, all_results.json and, of folds, ensemble/; and what they say, on the screen.
 
@@ -46,7 +54,7 @@ def write_results(output: Path, runs: list[Run], dataset: Any, options: Options)
     results: dict[str, Any] = {
         "protocol": kind,
         "num_runs": len(runs),
-        "pretraining_saw_test_images": protocol.pretrain_on_all,
+        "pretraining_saw_test_images": pretraining_saw_test_images(options),
         "num_images_tested": int(table["file_name"].nunique()),
         "num_groups_tested": int(table["group"].nunique()) if "group" in table else None,
         "labels": names,

@@ -72,7 +72,7 @@ def in_words(results: dict[str, Any], runs: list[Run], options: Options) -> list
         often = "once" if times == 1 else f"{times} times (repeats and seeds)"
         texts.append(
             f"Pooled: each of the {whose} was classified {often}, by a model fine-tuned on the "
-            f"other folds, which saw no image of its {'group' if groups else 'fold'}."
+            f"other folds; its fine-tuning saw no image of the {'group' if groups else 'fold'}."
         )
         if protocol.cross_validation_on == "training":
             texts.append("The folds are of the training images; the test images were not read.")
@@ -118,10 +118,11 @@ def pretraining_words(options: Options, several_seeds: bool) -> str:
             "for new ones."
         )
     start = options.parsed[options.stages()[0]][1].model_name_or_path
+    unknown = f" Whether {start} had seen these test images is not known." if start else ""
     if not protocol.skip_pretraining:
         before = f", starting from {start}" if start else ""
-        return f"Pretraining saw the training images of its run alone{before}."
-    return f"Fine-tuning began from {start}." if start else "There was no pretraining."
+        return f"Pretraining saw the training images of its run alone{before}.{unknown}"
+    return f"Fine-tuning began from {start}.{unknown}" if start else "There was no pretraining."
 
 
 def comparison_words(comparison: dict[str, Any]) -> str:

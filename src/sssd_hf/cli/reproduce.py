@@ -83,7 +83,12 @@ def list_runs(plan: dict[str, Any], arguments: ReproduceArguments) -> list[Study
 
 
 def _words(options: dict[str, Any]) -> list[str]:
-    return [word for name, value in options.items() for word in (f"--{name}", str(value).lower())]
+    words = []
+    for name, value in options.items():
+        values = value if isinstance(value, list) else [value]
+        texts = [str(v).lower() if isinstance(v, bool) else str(v) for v in values]
+        words += [f"--{name}", *texts] if value is not None else []
+    return words
 
 
 def perform(run: StudyRun, arguments: ReproduceArguments, recipe: str, data: str) -> None:

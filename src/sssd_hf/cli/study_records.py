@@ -78,6 +78,8 @@ def make_record(
     with open(folders["evaluate"] / "predictions.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     names = results["evaluate"]["labels"]
+    # learned from, too: they chose the checkpoint
+    validation = len(_read(folders["finetune"] / "splits.json")["validation"])
     groups = [digest(data, row["group"]) for row in rows] if "group" in rows[0] else None
     minutes = {
         stage: round(results[stage]["train_runtime"] / 60, 2)
@@ -94,7 +96,7 @@ def make_record(
         "hardware": results["finetune"].get("hardware", processor()),
         "minutes": minutes,
         "options": options,
-        "num_train_images": results["finetune"]["num_train_images"],
+        "num_train_images": results["finetune"]["num_train_images"] + validation,
         "metrics": {name: to_json(results["evaluate"][name]) for name in METRICS},
         "labels": names,
         "images": [digest(data, row["file_name"]) for row in rows],

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from sssd_hf.evaluation.intervals import bootstrap_intervals, check_groups
-from sssd_hf.evaluation.metrics import check_predictions, classification_metrics
+from sssd_hf.evaluation.intervals import check_groups
+from sssd_hf.evaluation.metrics import check_predictions
 
 METHODS = ("mean", "max", "noisy_or")
 
@@ -72,33 +72,3 @@ def aggregate(probabilities, groups, method: str = "mean", labels=None):
             "(a series, a lesion) or correct the labels"
         )
     return ids, result, counts.argmax(axis=1)
-
-
-def metrics_at_both_levels(
-    labels, probabilities, groups, method: str = "mean", *,
-    num_resamples=2000, confidence=0.95, seed=0,
-) -> dict:  # fmt: skip
-    """Metrics and intervals of the images and of the groups they belong to.
-
-    labels [N], probabilities [N, K], groups N ids; method as in `aggregate`. Returns "images" and
-    "groups", each with count, metrics (`classification_metrics`) and intervals
-    (`bootstrap_intervals`; those of the images by whole groups too), and "method".
-
-    Raises:
-        ValueError: as `aggregate` and `bootstrap_intervals`.
-    """
-    ids, of_groups, group_labels = aggregate(probabilities, groups, method, labels)
-    options = {"num_resamples": num_resamples, "confidence": confidence, "seed": seed}
-    return {
-        "images": {
-            "count": len(labels),
-            "metrics": classification_metrics(labels, probabilities),
-            "intervals": bootstrap_intervals(labels, probabilities, groups, **options),
-        },
-        "groups": {
-            "count": len(ids),
-            "metrics": classification_metrics(group_labels, of_groups),
-            "intervals": bootstrap_intervals(group_labels, of_groups, **options),
-        },
-        "method": method,
-    }

@@ -31,8 +31,9 @@ def fit_temperature(labels, logits) -> float:
     T = 1. One number for all classes: the predicted class stays.
 
     Warns:
-        UserWarning: where the loss falls up to a bound, which is then returned. Every validation
-            image is then right (or nearly), and the data do not say how sure the model may be.
+        UserWarning: where the loss falls up to a bound, which is then returned: at the lower one
+            every validation image is right (or nearly), and the data do not say how sure the model
+            may be; at the upper one the model says little about the labels.
 
     Raises:
         ValueError: for logits that are not finite or of another shape, and other labels.
@@ -57,11 +58,14 @@ def fit_temperature(labels, logits) -> float:
     )
     best = min((found, low, high, 0.0), key=loss)  # the search itself never tries a bound
     if best in (low, high):
+        why = (
+            "all are predicted rightly" if best == low else "the model says little about the labels"
+        )
         warnings.warn(
             f"the temperature is at its bound {math.exp(best):g}: the log loss of the "
             f"{len(labels)} validation images has no minimum between {TEMPERATURES[0]:g} and "
-            f"{TEMPERATURES[1]:g}, as where all are predicted rightly; the calibrated "
-            "probabilities are not to be trusted, use more validation images",
+            f"{TEMPERATURES[1]:g}, as where {why}; the calibrated probabilities are not to be "
+            "trusted, use more validation images",
             stacklevel=2,
         )
     return math.exp(best)
@@ -135,17 +139,16 @@ def choose_threshold(labels, scores, rule: str = "youden") -> float:
 
 
 def fit_calibration(
-    labels, logits, rule: str | None = "youden", fitted_on: str = "validation", scale: bool = True
+    labels, logits, rule: str | None = "youden", fitted_on: str = "validation"
 ) -> dict:
     """`{temperature, threshold, rule, fitted_on}` from validation labels [N] and logits [N, K].
 
     With two classes the threshold is for the calibrated probability of class 1. With more, or
-    where `rule` is None, it is None, the rule "argmax" and the class the most probable one. With
-    scale = False the temperature is 1.
+    where `rule` is None, it is None, the rule "argmax" and the class the most probable one.
 
     Warns and raises as `fit_temperature` and `choose_threshold`.
     """
-    temperature = fit_temperature(labels, logits) if scale else 1.0
+    temperature = fit_temperature(labels, logits)
     probabilities = np.exp(_log_probabilities(np.asarray(logits, dtype=np.float64) / temperature))
     threshold = None
     if rule is not None and probabilities.shape[1] == 2:

@@ -59,6 +59,14 @@ def _check(runs: list[Draw]) -> None:
         raise ValueError(f"the runs have {sorted(widths)} classes, expected the same number in all")
 
 
+def _by_split(runs: list[Draw], values: np.ndarray) -> list[float]:
+    """Means over the runs of each split."""
+    found: dict[str, list[float]] = {}
+    for run, value in zip(runs, values):
+        found.setdefault(run.split, []).append(float(value))
+    return [float(np.mean(each)) for each in found.values()]
+
+
 def _same_test(runs: list[Draw]) -> bool:
     return all(set(run.file_names) == set(runs[0].file_names) for run in runs)
 
@@ -99,9 +107,9 @@ def compare_runs(
 
     - "bootstrap": low, high, p of the mean difference when other patients are tested (groups drawn
       whole, the same for both methods and all pairs);
-    - "resampled_t": low, high, t, p of Nadeau and Bengio's corrected test over the pairs, which
-      also holds for other training sets; None for fewer than two pairs, or where all pairs are
-      tested on the same images (other seeds are no other draws of the data).
+    - "resampled_t": low, high, t, p of Nadeau and Bengio's corrected test over the splits, which
+      also holds for other training sets; of several seeds on a split the mean counts as one value.
+      None for fewer than two splits, or where all pairs are tested on the same images.
 
     Raises:
         ValueError: for unequal numbers of runs, pairs on different images, and as `summarise_runs`.
@@ -125,8 +133,9 @@ def compare_runs(
         drawn = np.mean(drawn, axis=0)
         low, high = percentile_interval(drawn, confidence)
         test = None
-        if half > 1 and not _same_test(first) and np.isfinite(differences).all():
-            test = corrected_resampled_t_test(differences, size_ratio(first), confidence)
+        by_split = _by_split(first, differences)
+        if len(by_split) > 1 and not _same_test(first) and np.isfinite(by_split).all():
+            test = corrected_resampled_t_test(by_split, size_ratio(first), confidence)
         result[name] = {
             "differences": differences.tolist(), "mean": float(differences.mean()),
             "bootstrap": {"low": low, "high": high, "p": bootstrap_p_value(drawn)},
