@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -129,6 +130,124 @@ def test_patients_and_subgroups(evaluation):
     assert results["command"].startswith("python scripts/evaluate.py ")
 
 
+def test_groups_that_training_has_too_are_counted(model, images, evaluation, tmp_path, caplog):
+    """Against the table of the images, of which every second patient is now also one of training;
+    nothing is known where the training images are not at hand."""
+    results, _ = evaluation
+    assert results["num_groups_shared_with_training"] == 0
+    data = shutil.copytree(images, tmp_path / "images")
+    rows = pd.read_csv(data / "metadata.csv")
+    patients = sorted(set(rows["patient"][rows["part"] == "test"]))
+    rows.loc[rows["part"] == "train", "patient"] = [
+        patients[i % 2] for i in range((rows["part"] == "train").sum())
+    ]
+    rows.to_csv(data / "metadata.csv", index=False)
+    results, _ = evaluated(model, data, tmp_path / "shared")
+    assert results["num_groups_shared_with_training"] == 2
+    assert f"2 of the {len(patients)} groups (patient)" in caplog.text
+    alone = shutil.copytree(model, tmp_path / "alone")
+    (alone / "splits.json").unlink()
+    results, _ = evaluated(alone, data, tmp_path / "unknown")
+    assert results["num_groups_shared_with_training"] is None
+    assert results["num_test_images_seen"] is None
+
+
+@pytest.fixture(scope="module")
+def elsewhere(images, tmp_path_factory):
+    """Images of another place in plain folders of classes, no split among them; and argv."""
+    root = tmp_path_factory.mktemp("elsewhere") / "images"
+    for path in sorted((images / "test").rglob("*.png")):
+        target = root / path.parent.name / f"other_{path.name}"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target)
+    return root
+
+
+def evaluated_elsewhere(model, data, output, *options):
+    argv = ["--model_name_or_path", model, "--data_dir", data, "--output_dir", output]
+    assert evaluate.main([str(word) for word in [*argv, "--num_resamples", 20, *options]]) == 0
+    return read(output / "all_results.json")
+
+
+def test_images_of_another_place_are_all_evaluated(model, elsewhere, evaluation, tmp_path):
+    """The same pixels as the test split's, so the same figures."""
+    results = evaluated_elsewhere(model, elsewhere, tmp_path / "all", "--test_split", "all")
+    assert results["num_test_images"] == 6
+    assert results["num_test_images_seen"] == 0
+    for name in ("accuracy", "roc_auc", "log_loss"):
+        assert results[name] == pytest.approx(evaluation[0][name])
+
+
+def test_a_column_or_file_of_test_images_alone_will_do(model, elsewhere, tmp_path):
+    data = shutil.copytree(elsewhere, tmp_path / "images")
+    names = sorted(path.relative_to(data).as_posix() for path in data.rglob("*.png"))
+    rows = [[name, name.split("/")[0], "test"] for name in names]
+    with open(data / "metadata.csv", "w", newline="") as file:
+        csv.writer(file).writerows([["file_name", "label", "part"], *rows])
+    results = evaluated_elsewhere(model, data, tmp_path / "column", "--split_column", "part")
+    assert results["num_test_images"] == 6
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps({"train": [], "validation": [], "test": names[:2] + names[3:]}))
+    results = evaluated_elsewhere(model, data, tmp_path / "file", "--splits_file", file)
+    assert results["num_test_images"] == 5
+    with pytest.raises(ValueError, match="leave out --splits_file"):
+        evaluated_elsewhere(
+            model, data, tmp_path / "x", "--splits_file", file, "--test_split", "all"
+        )
+
+
+@pytest.mark.parametrize("stored", [True, False])  # without: as a model on the Hub
+def test_no_test_images_are_drawn_by_chance(stored, model, elsewhere, tmp_path):
+    alone = shutil.copytree(model, tmp_path / "alone")
+    if not stored:
+        (alone / "splits.json").unlink()
+    with pytest.raises(ValueError, match=r"--splits_file, or take all images by --test_split all"):
+        evaluated_elsewhere(alone, elsewhere, tmp_path / "out")
+    assert not (tmp_path / "out" / "all_results.json").exists()
+
+
+def test_the_source_of_the_splits_is_told(model, images, evaluation, elsewhere, tmp_path):
+    def source_of(folder):
+        return read(folder / "splits.json")["how"]["source"]
+
+    assert evaluation[0]["split_source"] == source_of(model) == "the column part"
+    results = evaluated_elsewhere(model, elsewhere, tmp_path / "all", "--test_split", "all")
+    assert results["split_source"] == "all images of the data"
+    # by --splits_file, and a recipe's column that is then not looked at
+    file = model / "splits.json"
+    results, _ = evaluated(model, images, tmp_path / "file", "--splits_file", file)
+    assert results["split_source"] == f"the file {file} (the column part)"
+    assert results["split_column"] is None
+    # cut by chance, and handed on from pretraining
+    data = shutil.copytree(images / "train", tmp_path / "images")
+    table = pd.read_csv(images / "metadata.csv")[["file_name", "label", "patient"]]
+    table = table[table["file_name"].str.startswith("train/")]
+    table["file_name"] = table["file_name"].str.removeprefix("train/")
+    table.to_csv(data / "metadata.csv", index=False)
+    options = ["--group_column_name", "patient", "--train_test_split", "0.25"]
+    first = run(pretrain, data, tmp_path / "pre", *options, steps=1)
+    cut = "cut by chance, whole groups of the column patient; train_test_split 0.25; "
+    cut += "train_val_split 0.15; seed 3"
+    assert source_of(first) == cut
+    second = run(finetune, data, tmp_path / "fine", "--model_name_or_path", first, steps=1)
+    assert source_of(second) == f"the file {first / 'splits.json'} ({cut})"
+    results = evaluated_elsewhere(second, data, tmp_path / "out")
+    assert results["split_source"] == f"the file {second / 'splits.json'} ({source_of(second)})"
+
+
+@pytest.mark.parametrize("folders", [True, False])
+def test_split_folders_and_a_column_named_split_are_no_chance(folders, images, tmp_path):
+    data = tmp_path / "images"
+    shutil.copytree(images, data, ignore=shutil.ignore_patterns("metadata.csv"))
+    if not folders:
+        table = pd.read_csv(images / "metadata.csv").rename(columns={"part": "split"})
+        table.to_csv(data / "metadata.csv", index=False)
+    fine = run(finetune, data, tmp_path / "fine", steps=1)
+    assert read(fine / "splits.json")["how"]["source"] == "the column split"
+    results = evaluated_elsewhere(fine, data, tmp_path / "out")
+    assert results["split_source"] == "the column split"
+
+
 def test_two_models_on_the_same_images(model, images, tmp_path):
     other = run(finetune, images, tmp_path / "other", *OPTIONS, steps=2)  # positive: up
     first = tmp_path / "first"
@@ -147,10 +266,23 @@ def test_two_models_on_the_same_images(model, images, tmp_path):
         evaluated(other, images, tmp_path / "third", "--compare_with", first)
 
 
-def test_readings_of_the_test_split_are_counted(model, images, tmp_path):
-    before = len((model / "evaluations.jsonl").read_text().splitlines())
-    results, _ = evaluated(model, images, tmp_path / "again")
-    assert results["times_test_was_read"] == before + 1
+def test_readings_of_the_same_images_are_counted(model, images, elsewhere, tmp_path):
+    """By the images, not by the name of their split; a line that tells nothing counts for none."""
+    alone = shutil.copytree(model, tmp_path / "alone")
+    (alone / "evaluations.jsonl").write_text('[1]\n"text"\n{}\n')
+    results, _ = evaluated(alone, images, tmp_path / "first")
+    assert results["times_test_was_read"] == 1
+    data = shutil.copytree(elsewhere, tmp_path / "images")
+    names = sorted(path.relative_to(data).as_posix() for path in data.rglob("*.png"))
+    with open(data / "metadata.csv", "w", newline="") as file:
+        rows = [[name, name.split("/")[0], "test"] for name in names]
+        csv.writer(file).writerows([["file_name", "label", "part"], *rows])
+    results = evaluated_elsewhere(alone, data, tmp_path / "other", "--split_column", "part")
+    assert results["times_test_was_read"] == 1
+    results = evaluated_elsewhere(alone, data, tmp_path / "again", "--test_split", "all")
+    assert results["times_test_was_read"] == 2
+    results, _ = evaluated(alone, images, tmp_path / "second")
+    assert results["times_test_was_read"] == 2
 
 
 def test_without_validation_there_is_no_calibration(images, tmp_path):

@@ -156,6 +156,8 @@ def test_evaluation_of_an_ensemble_warns_of_what_it_has_seen(images, folds, tmp_
     assert evaluate.main([*map(str, argv), "--split_column", "first"]) == 0
     assert "8 of the 8 test images" in caplog.text
     results = read(tmp_path / "seen" / "all_results.json")
+    assert results["num_test_images_seen"] == 8
+    assert results["num_members"] == read(folds / "all_results.json")["ensemble"]["num_members"]
     assert "out-of-fold" in results["calibration"]["used"]["fitted_on"]
     with pytest.raises(ValueError, match="There is no test split"):
         evaluate.main([str(word) for word in argv])

@@ -772,9 +772,11 @@ def test_evaluation_on_images_that_were_trained_on_is_said(tmp_path, colour_runs
     argv += ["--output_dir", str(tmp_path / "out"), "--split_column", "protocol"]
     assert evaluate.main([*argv, "--test_split", "train", "--train_split", "test"]) == 0
     assert "32 of the 32 test images" in caplog.text
+    assert read(tmp_path / "out/all_results.json")["num_test_images_seen"] == 32
     caplog.clear()
     assert evaluate.main(argv) == 0
     assert "as training or validation images" not in caplog.text
+    assert read(tmp_path / "out/all_results.json")["num_test_images_seen"] == 0
 
 
 def test_a_loss_that_is_not_finite_is_an_error(tmp_path, capsys, class_folders):

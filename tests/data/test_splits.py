@@ -342,6 +342,18 @@ def test_no_warning_without_a_leak(caplog):
     assert not caplog.records
 
 
+def test_the_test_part_alone_of_a_column():
+    dataset = build([0, 1, 0, 1], part=["test", "test", "none", "test"])
+    with pytest.raises(ValueError, match="no value 'train'"):
+        make_splits(dataset, split_column="part", check=False)
+    splits = make_splits(dataset, split_column="part", train_split="train,val", test_only=True)
+    assert splits == {"train": [], "validation": [], "test": [0, 1, 3]}
+    with pytest.raises(ValueError, match="no value 'tests'"):
+        make_splits(dataset, split_column="part", test_split="tests", test_only=True)
+    with pytest.raises(ValueError, match="split column"):
+        make_splits(build([0, 1]), test_only=True)
+
+
 # ---- the file
 
 

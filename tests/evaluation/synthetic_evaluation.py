@@ -63,8 +63,10 @@ def write_evaluation(
         "interval_method": "95 % percentile bootstrap of "
         + ("groups (patient_id)" if grouped else "images"),
         "num_test_images": len(labels),
+        "num_test_images_seen": 0,
         "num_test_groups": len(set(groups.tolist())) if grouped else None,
         "group_column_name": "patient_id" if grouped else None,
+        "num_groups_shared_with_training": 6 if grouped else None,
         "split_column": "official_split",
         "test_split": "test",
         "labels": names,

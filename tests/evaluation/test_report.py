@@ -303,3 +303,74 @@ def test_numbers_are_not_rounded_into_certainty(evaluation):
     found["metrics"]["accuracy"]["p"] = 1e-9
     change(evaluation, comparison=found)
     assert "< 0.001" in Page(write_report(evaluation)).text
+
+
+@pytest.mark.parametrize(
+    ("seen", "told"),
+    [
+        (0, "the test images were held out"),
+        (7, "7 of 40 test images were used in training"),
+        (None, "whether the test images were held out is not known"),
+    ],
+)
+def test_only_images_that_training_left_alone_are_called_held_out(evaluation, seen, told):
+    change(evaluation, num_test_images=40, num_test_images_seen=seen)
+    answers = _answers(evaluation)
+    assert told in answers["goal"]
+    assert told in answers["internal"]
+    first = summarise(results_of(evaluation))[0]
+    assert (first.heading == "Not a test" and first.grave) == bool(seen)
+    assert ("7 of the 40 test images were" in Page(write_report(evaluation)).text) == bool(seen)
+
+
+@pytest.mark.parametrize(
+    ("shared", "told"),
+    [
+        (0, "Yes: no test group of the column patient_id"),
+        (3, "NO: 3 of 50 test groups of the column patient_id"),
+        (None, "Not known whether groups of the column patient_id"),
+    ],
+)
+def test_groups_were_kept_together_only_where_none_is_shared(evaluation, shared, told):
+    change(evaluation, num_groups_shared_with_training=shared)
+    text = Page(write_report(evaluation)).text
+    assert text.count(told) == 2  # the protocol and CLAIM 20
+    assert _answers(evaluation)["disjoint"].startswith(told)
+    assert ("3 of the 50 patients of the test" in text) == bool(shared)
+    grave = [part.heading for part in summarise(results_of(evaluation)) if part.grave]
+    assert ("Shared patients" in grave) == bool(shared)
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"split_source": "the file mine.json"}, "Known from the file mine.json."),
+        ({"split_source": None, "split_column": "visit"}, "Known from the column visit."),
+        ({"split_source": None, "split_column": None}, "How they were assigned is not known."),
+    ],
+)
+def test_the_evaluation_tells_the_splits_not_the_recipe_of_the_training(evaluation, values, told):
+    change(evaluation, **values)  # the recipe has official_split
+    text = Page(write_report(evaluation)).text
+    counts = "Images of the training run: train 1420, validation 240, test 213."
+    assert f"{told} {counts}" in text
+    assert _answers(evaluation)["partition"] == f"{told} {counts}"
+
+
+@pytest.mark.parametrize("members", [None, 1, 5])
+def test_heat_maps_of_an_ensemble_are_called_those_of_one_member(evaluation, members):
+    for name in ("errors.png", "examples.png"):
+        shutil.copy(evaluation / "figures" / "roc.png", evaluation / "figures" / name)
+    change(evaluation, num_members=members)
+    told = "The heat maps are of the first of 5 members."
+    wanted = 3 if members == 5 else 0  # both captions and the checklist's item
+    texts = Page(write_report(evaluation)).text
+    assert texts.count(told) == wanted
+    assert "the first of" not in texts.replace(told, "")
+    assert (told in _answers(evaluation)["explanations"]) == (members == 5)
+
+
+def test_the_check_of_explanations_is_the_evaluations_own(evaluation):
+    write_json(evaluation / "explanations.json", {"verdict": "left here by something else"})
+    change(evaluation, explanations=None)
+    assert "left here by something else" not in Page(write_report(evaluation)).text

@@ -86,6 +86,15 @@ def test_columns_of_text_numbers_and_gaps():
     assert len(column_values([])) == 0
 
 
+@pytest.mark.parametrize("start", [20240101, 1e15, 0.5])
+def test_ranges_of_close_numbers_have_different_names(start):
+    """Days as numbers and the like: four ranges of 25, by the sorted numbers' quarters."""
+    step = max(1e-9, np.spacing(start) * 4) if start < 1 else 1
+    names = column_values([start + step * i for i in range(100)])
+    assert len(set(names)) == 4
+    assert [len(set(names[i : i + 25])) for i in (0, 25, 50, 75)] == [1] * 4
+
+
 @pytest.mark.parametrize(
     ("values", "options", "message"),
     [(["a"], {}, "1 values, expected 120"), (["a"] * 120, {"metric": "auc"}, "metric is 'auc'"),

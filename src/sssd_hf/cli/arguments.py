@@ -100,7 +100,9 @@ class DataArguments:
     validation_split: str | None = option(
         None, "Value to choose the checkpoint on (default: 'val' or 'validation', if there)."
     )
-    test_split: str | None = option(None, "Value to evaluate on (default: 'test', if there).")
+    test_split: str | None = option(
+        None, "Value to evaluate on (default: 'test', if there); evaluate.py: all, for all images."
+    )
     train_val_split: float = option(
         0.15, "Share of the training images cut for validation where the data name none; 0: none."
     )

@@ -33,6 +33,7 @@ from ..training.signals import EXIT_STATUS, Interrupted
 from .arguments import DataArguments, TrainingArguments
 from .locking import alone_in
 from .parsing import as_dict
+from .split_sources import split_source
 
 logger = logging.getLogger("sssd_hf")
 PIXEL_MEAN, PIXEL_STD = 0.5, 0.5  # of new models, ViTImageProcessor's defaults
@@ -264,7 +265,13 @@ def save_run(
     )
     if dataset is None:  # a stream
         return
-    how = {"split_column": data.split_column, "group_column_name": data.group_column_name}
+    options = as_dict(*arguments)
+    seed, start = options["seed"], options["model_name_or_path"]
+    how = {
+        "source": split_source(dataset, splits, data, seed, output, start),
+        "split_column": data.split_column,
+        "group_column_name": data.group_column_name,
+    }
     write_splits(output / "splits.json", dataset, splits, how)
 
 

@@ -206,9 +206,7 @@ def split_data(
         if check:
             check_splits(dataset, splits, data.group_column_name)
         return splits
-    # a column of one value, as of a data set on the Hub that has "train" only, splits nothing
-    named = "split" in dataset.column_names and len(set(dataset["split"][:])) > 1
-    if data.split_column is None and not named:
+    if split_column_of(dataset, data) is None:
         for folder in filter(None, (own, earlier)):
             path = Path(folder) / "splits.json"
             if not path.is_file():
@@ -237,6 +235,15 @@ def split_data(
         seed=seed,
         check=check,
     )
+
+
+def split_column_of(dataset: Any, data: DataArguments) -> str | None:
+    """The column that says which split an image is in; None where there is none."""
+    if data.split_column is not None:
+        return data.split_column
+    # a column of one value, as of a data set on the Hub that has "train" only, splits nothing
+    named = "split" in dataset.column_names and len(set(dataset["split"][:])) > 1
+    return "split" if named else None
 
 
 def _check_usable(dataset: Any, splits: dict[str, list[int]], data: DataArguments) -> None:

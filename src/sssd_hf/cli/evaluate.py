@@ -3,10 +3,12 @@
 `python scripts/evaluate.py --model_name_or_path runs/finetuned --data_dir FOLDER`. Writes
 all_results.json (metrics with 95 % intervals; per class, patient and subgroup; calibration and
 operating point), predictions.csv, figures and report.html into --output_dir. Where the data name no
-split, the one that finetune.py cut (its splits.json) is used. Each reading of a test split is noted
-in the model's folder (evaluations.jsonl).
+split, the one that finetune.py cut (its splits.json) is used; nothing is cut here. --test_split all
+evaluates on all images, such as those of another hospital. Each reading of a test split is noted in
+the model's folder (evaluations.jsonl).
 """
 
+import hashlib
 import json
 import logging
 import time
@@ -22,29 +24,63 @@ from ..evaluation.comparison import compare_models
 from ..evaluation.figures import write_figures
 from ..evaluation.metrics import to_json
 from ..evaluation.report import write_report
+from ..evaluation.run_files import read_object
 from ..evaluation.summary import summarise
 from . import common
 from .classifiers import load_classifier
-from .data import column_of, decode_split, groups_of, load_data, preparation_of, split_data
+from .data import column_of, decode_split, groups_of, load_data, preparation_of
 from .explain import write_explanations
 from .parsing import command_line, parse
+from .split_sources import ALL_IMAGES, rows_to_evaluate
 
 logger = logging.getLogger("sssd_hf")
 SHOWN = ("accuracy", "balanced_accuracy", "roc_auc", "recall", "specificity")
 
 
-def warn_of_seen_images(splits: Path, dataset: Any, rows: list[int]) -> None:
-    """Name the images of the test split that the model's own splits use for something else."""
-    if not splits.is_file():
-        return
-    stored = json.loads(splits.read_text(encoding="utf-8"))
-    known = {name for part in ("train", "validation") for name in stored.get(part, [])}
+def names_trained_on(splits: Path) -> set[str] | None:
+    """File names of a model's training and validation images; None where its splits.json is
+    missing (a model on the Hub) or broken."""
+    stored = read_object(splits)
+    if stored is None:
+        return None
+    return {name for part in ("train", "validation") for name in stored.get(part) or []}
+
+
+def warn_of_seen_images(splits: Path, dataset: Any, rows: list[int]) -> int | None:
+    """How many test images the model's own splits use for something else, by their file names, with
+    a warning that names one; None where the splits are not known."""
+    known = names_trained_on(splits)
+    if known is None:
+        return None
     seen = [name for name in dataset.select(rows)["file_name"][:] if name in known]
     if seen:
         logger.warning(
             f"{len(seen)} of the {len(rows)} test images, such as {seen[0]}, are named in {splits} "
             "as training or validation images: if they are the same, the figures are too good"
         )
+    return len(seen)
+
+
+def count_shared_groups(
+    splits: Path, dataset: Any, rows: list[int], column: str | None
+) -> int | None:
+    """How many groups of the test images are also those of training or validation images; None
+    where the data do not tell: no column, no splits of the model, or data without its images."""
+    known = names_trained_on(splits)
+    if known is None or column is None:
+        return None
+    names = dataset["file_name"][:]
+    trained = [i for i, name in enumerate(names) if name in known]
+    tested = set(groups_of(dataset, rows, column))
+    shared = tested & set(groups_of(dataset, trained, column))
+    if shared:
+        logger.warning(
+            f"{len(shared)} of the {len(tested)} groups ({column}) of the test images, such as "
+            f"{min(shared)}, are also those of training or validation images: the figures are too "
+            "good"
+        )
+    complete = known <= set(names)  # else others may be shared, which can't be seen here
+    return len(shared) if shared or complete else None
 
 
 def write_predictions(
@@ -100,9 +136,9 @@ def read_predictions(folder: Path, names: list[str], file_names: list[str], labe
     return table[columns].to_numpy(dtype=np.float64)
 
 
-def note_reading(model: str, results: dict[str, Any]) -> int | None:
-    """Note in the model's folder that a test split was read; how often it was, this time included,
-    or None for a model on the Hub or in a folder that can't be written to."""
+def note_reading(model: str, results: dict[str, Any], file_names: list[str]) -> int | None:
+    """Note in the model's folder that these test images were read; how often they were, this time
+    included, or None for a model on the Hub or in a folder that can't be written to."""
     path = Path(model) / "evaluations.jsonl"
     if not path.parent.is_dir():
         return None
@@ -110,6 +146,8 @@ def note_reading(model: str, results: dict[str, Any]) -> int | None:
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         **{name: results[name] for name in ("split_column", "test_split", "num_test_images")},
         **{name: results[name] for name in ("accuracy", "roc_auc")},
+        # what the images are called tells data sets apart, whose splits have the same names
+        "images": digest_of(file_names),
     }
     try:
         with open(path, "a", encoding="utf-8") as file:
@@ -117,8 +155,14 @@ def note_reading(model: str, results: dict[str, Any]) -> int | None:
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, ValueError):
         return None
-    same = ("split_column", "test_split")
-    return sum(all(line.get(name) == record[name] for name in same) for line in lines)
+    lines = [line for line in lines if isinstance(line, dict)]
+    return sum(line.get("images") == record["images"] for line in lines)
+
+
+def digest_of(file_names: list[str]) -> str:
+    """The same for the same file names in any order: 16 hexadecimal digits."""
+    text = "\n".join(sorted(file_names)).encode("utf-8", errors="surrogateescape")
+    return hashlib.sha256(text).hexdigest()[:16]
 
 
 def print_summary(results: dict[str, Any]) -> None:
@@ -179,14 +223,7 @@ def main(argv: list[str] | None = None) -> int:
             f"--positive_label {data_arguments.positive_label} is not the model's: {known[1]} "
             "counts as the positive class here, as in its training"
         )
-    splits = split_data(dataset, data_arguments, arguments.seed, checkpoint)
-    rows = splits["test"]
-    if not rows:
-        raise ValueError(
-            "There is no test split. Name one by --split_column and --test_split, or let "
-            "finetune.py cut one (--train_test_split)."
-        )
-    warn_of_seen_images(Path(checkpoint) / "splits.json", dataset, rows)
+    rows, source = rows_to_evaluate(dataset, data_arguments, checkpoint)
     columns = [c.strip() for c in arguments.subgroup_columns.split(",") if c.strip()]
     for column in columns:
         column_of(dataset, rows, column, "--subgroup_columns")  # before the work
@@ -195,6 +232,7 @@ def main(argv: list[str] | None = None) -> int:
         dataset, rows, preparation, data_arguments, title="test images", output=output
     )
     rows = test.rows.tolist()  # without the files left out by --skip_bad_files
+    num_seen = warn_of_seen_images(Path(checkpoint) / "splits.json", dataset, rows)
     probabilities = classifier.probabilities(test, arguments.per_device_eval_batch_size)
     labels = np.array([known.index(names[i]) for i in test.labels])
     groups = groups_of(dataset, rows, data_arguments.group_column_name)
@@ -206,6 +244,7 @@ def main(argv: list[str] | None = None) -> int:
         comparison = compare_models(labels, probabilities, other, groups, **options)
 
     unit = "images" if groups is None else f"groups ({data_arguments.group_column_name})"
+    whole = data_arguments.test_split == ALL_IMAGES  # then no column is looked at
     results = {
         **summarise(
             labels,
@@ -224,17 +263,23 @@ def main(argv: list[str] | None = None) -> int:
         "compared_with": arguments.compare_with,
         "interval_method": f"95 % percentile bootstrap of {unit}",
         "num_test_images": len(rows),
+        "num_test_images_seen": num_seen,
         "num_test_groups": None if groups is None else len(set(groups)),
         "group_column_name": data_arguments.group_column_name,
-        "split_column": data_arguments.split_column,
+        "num_groups_shared_with_training": count_shared_groups(
+            Path(checkpoint) / "splits.json", dataset, rows, data_arguments.group_column_name
+        ),
+        "split_source": source,
+        "split_column": None if whole else data_arguments.split_column,
         "test_split": data_arguments.test_split or "test",
         "labels": known,
         "positive_label": known[1] if len(known) == 2 else None,
         "model_name_or_path": checkpoint,
+        "num_members": len(classifier.models),
         "command": command_line("evaluate", argv),
         "versions": common.versions(),
     }
-    results["times_test_was_read"] = note_reading(checkpoint, results)
+    results["times_test_was_read"] = note_reading(checkpoint, results, file_names)
     output.mkdir(parents=True, exist_ok=True)
     write_predictions(output, file_names, labels, probabilities, groups, known, calibration)
     if arguments.report:

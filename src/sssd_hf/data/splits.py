@@ -34,6 +34,7 @@ def make_splits(
     group_column_name: str | None = None,
     seed: int = 0,
     check: bool = True,
+    test_only: bool = False,
 ) -> dict[str, list[int]]:
     """Row indices under "train", "validation" and "test", each in the order of "file_name".
 
@@ -56,6 +57,8 @@ def make_splits(
         train_val_split, train_test_split: 0 <= fraction < 1; 0 switches the cut off.
         group_column_name: images with the same value (patient) are never separated by a cut. A
             split column may separate them, as published protocols do: that is logged as a warning.
+        test_only: the test part of a split column is wanted alone, such as of data that are no
+            training's: the column may lack the others, nothing is cut, and nothing is checked.
 
     Raises:
         ValueError: a column or value is missing, a cut is impossible, training is empty or of one
@@ -82,12 +85,17 @@ def make_splits(
             return rows, []
         return cut_rows(rows, fraction, labels, groups, seed, option)
 
+    if test_only and split_column is None:
+        raise ValueError("test_only needs a split column, and found none")
     if split_column is None:
         rest, test = cut(rows, train_test_split, "--train_test_split")
         train, validation = cut(rest, train_val_split, "--train_val_split")
     else:
         wanted = {"train": train_split, "validation": validation_split, "test": test_split}
-        train, validation, test = _by_column(dataset, rows, split_column, wanted)
+        optional = ("train", "validation") if test_only else ()
+        train, validation, test = _by_column(dataset, rows, split_column, wanted, optional)
+        if test_only:
+            return {"train": train, "validation": validation or [], "test": test}
         if validation is None:
             train, validation = cut(train, train_val_split, "--train_val_split")
     splits = {"train": train, "validation": validation, "test": test}
@@ -109,8 +117,9 @@ def check_splits(dataset, splits: dict[str, list[int]], group_column_name=None) 
         _warn_of_shared_groups(splits, groups, group_column_name)
 
 
-def _by_column(dataset, rows, column, wanted):
-    """Rows of the three parts; validation is None where the column has none of it."""
+def _by_column(dataset, rows, column, wanted, optional=()):
+    """Rows of the three parts; validation is None where the column has none of it. The column may
+    lack the values of the parts in `optional`, even if they are named."""
     if column not in dataset.column_names:
         raise ValueError(
             f"--split_column: there is no column {column!r}, columns found: "
@@ -127,7 +136,7 @@ def _by_column(dataset, rows, column, wanted):
         for name in (name.strip() for name in asked):
             value = name if name in counts else _alias(name, set(counts) - set(taken))
             if value is None or (wanted[part] is None and value in taken):
-                if wanted[part] is not None:
+                if wanted[part] is not None and part not in optional:
                     raise ValueError(
                         f"--{part}_split: column {column!r} has no value {name!r}, values found: "
                         f"{found}: name one of these"

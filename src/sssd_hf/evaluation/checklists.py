@@ -146,14 +146,14 @@ def answers_of(run) -> dict[str, str]:
     answers = {
         "title": "This report: deep learning (a vision transformer) on images.",
         "summary": "The summary of this report.",
-        "goal": "Development of a classifier and its evaluation on held-out images.",
+        "goal": f"Development of a classifier and its evaluation; {_held_out(results)}.",
         "size": f"{results['num_test_images']} test images"
         + (f" of {results['num_test_groups']} groups" if results.get("num_test_groups") else "")
         + "; why so many: not known.",
         "metrics": "Accuracy, sensitivity, specificity, ROC AUC, average precision, Brier score, "
         "log loss, ECE and others; ROC, precision-recall and reliability curves.",
         "uncertainty": results.get("interval_method"),
-        "internal": f"Held-out split “{results.get('test_split', 'test')}”.",
+        "internal": f"Split “{results.get('test_split', 'test')}”; {_held_out(results)}.",
         "performance": "Section Results; of the test split, with intervals.",
         "accuracy": "Section Results.",
         "output": "Probabilities of the classes "
@@ -190,14 +190,14 @@ def answers_of(run) -> dict[str, str]:
             f"class_weights {weights or 'none'}; balanced_sampling {bool(balanced)}."
         )
     if run.split_counts:
-        counts = ", ".join(f"{part} {count}" for part, count in run.split_counts.items())
-        answers["partition"] = f"Images: {counts}. {run.split_rule()}"
-        answers["flow"] = f"Images: {counts}; excluded: not known."
-        answers["events"] = f"Images: {counts}; test by class: " + ", ".join(
+        counts = run.counts_sentence()
+        answers["partition"] = f"{run.split_rule()} {counts}"
+        answers["flow"] = f"{counts} Excluded: not known."
+        answers["events"] = f"{counts} Evaluated by class: " + ", ".join(
             f"{name} {row['support']}" for name, row in (results.get("per_class") or {}).items()
         )
-    if run.group_column:
-        answers["disjoint"] = f"Groups of the column {run.group_column}. " + run.leakage_sentence()
+    if results.get("group_column_name"):
+        answers["disjoint"] = f"{run.together_sentence()} {run.leakage_sentence()}"
     if training.get("chosen_by"):
         answers["selection"] = run.selection_sentence()
     if run.config:
@@ -221,6 +221,8 @@ def answers_of(run) -> dict[str, str]:
         answers["errors"] = "The most confident errors are shown: section Explanations."
     if run.has_figure("examples.png") or run.has_figure("errors.png"):
         answers["explanations"] = "Overlays: section Explanations."
+        if run.overlays_sentence():
+            answers["explanations"] += f" {run.overlays_sentence()}"
         if run.explanations:
             answers["explanations"] += " Their check is there too."
     if run.audit:
@@ -229,3 +231,13 @@ def answers_of(run) -> dict[str, str]:
     if run.num_bad_files is not None:
         answers["missing"] = f"{run.num_bad_files} files could not be read and were left out."
     return {topic: text for topic, text in answers.items() if text}
+
+
+def _held_out(results) -> str:
+    """Whether the model's training left the test images alone, as far as its splits tell."""
+    seen = results.get("num_test_images_seen")
+    if seen is None:
+        return "whether the test images were held out is not known"
+    if seen:
+        return f"{seen} of {results['num_test_images']} test images were used in training"
+    return "the test images were held out"

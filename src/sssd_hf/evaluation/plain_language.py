@@ -82,6 +82,7 @@ def audit_fits(results: dict, audit: dict | None) -> bool:
     """Whether the audit's probes were judged on the split that the model was tested on."""
     return bool(
         audit
+        and results.get("test_split") != "all"
         and audit.get("split_column") == results.get("split_column")
         and (audit.get("shortcuts") or {}).get("part") == "test"
     )
@@ -108,11 +109,35 @@ def key_figures(results: dict) -> list[tuple[str, str, str]]:
 def summarise(results: dict, audit: dict | None = None) -> list[Sentence]:
     """The summary of a report: all_results.json of evaluate.py, and audit.json where known."""
     parts = [
-        _tested(results), _headline(results), _interval(results), _groups(results),
-        _threshold(results), _baselines(results, audit), _calibration(results),
-        *_subgroups(results), _findings(audit),
+        _seen(results), _shared_groups(results), _tested(results), _headline(results),
+        _interval(results), _groups(results), _threshold(results),
+        _baselines(results, audit), _calibration(results), *_subgroups(results), _findings(audit),
     ]  # fmt: skip
     return [part for part in parts if part is not None]
+
+
+def _seen(results):
+    seen = results.get("num_test_images_seen")
+    if not seen:
+        return None
+    text = (
+        f"{seen} of the {results['num_test_images']} test images were, by their file names, used "
+        "in training or for choosing the model: the figures do not tell how it does on images "
+        "that are new to it, and are too good."
+    )
+    return Sentence("Not a test", text, grave=True)
+
+
+def _shared_groups(results):
+    shared = results.get("num_groups_shared_with_training")
+    if not shared:
+        return None
+    unit, groups = unit_of(results), results.get("num_test_groups")
+    text = (
+        f"{shared} of the {groups} {unit} of the test also have images in training or validation: "
+        f"the figures do not tell how the model does on new {unit}, and are probably too good."
+    )
+    return Sentence(f"Shared {unit}", text, grave=True)
 
 
 def _tested(results):
@@ -124,6 +149,8 @@ def _tested(results):
     where = f", the split “{results.get('test_split', 'test')}”" + (
         f" of the column {split}" if split else ""
     )
+    if results.get("test_split") == "all" and not split:
+        where = ", all images of the data"
     text = f"A classifier was tested on {results['num_test_images']} images{who}{where}"
     text += f" ({classes})." if classes else "."
     return Sentence("What was tested", text)

@@ -358,13 +358,11 @@ def audit_counts_table(audit: dict | None) -> Table | None:
 def protocol_table(run: Run) -> Table:
     results = run.results
     reads = results.get("times_test_was_read")
-    counts = ", ".join(f"{part} {count}" for part, count in run.split_counts.items())
     rows = [
         ["Test split", f"“{results.get('test_split', 'test')}”, {results['num_test_images']} "
          "images"],
-        ["Splits", f"{run.split_rule()} {f'Images: {counts}.' if counts else ''}"],
-        ["Kept together", f"groups of the column {run.group_column}" if run.group_column
-         else "nothing: no column of patients was named"],
+        ["Splits", f"{run.split_rule()} {run.counts_sentence()}"],
+        ["Groups kept together", run.together_sentence()],
         ["Shared by splits", run.leakage_sentence()],
         ["Weights", run.selection_sentence()],
         ["Threshold and temperature", _fitted_on(results)],

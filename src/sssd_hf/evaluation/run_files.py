@@ -36,6 +36,7 @@ KNOWN_FIGURES = {
     ),
     "pairs.png": ("Copies", "Pairs of images that the audit takes for copies."),
 }
+HEAT_MAPS = ("errors.png", "examples.png")
 
 
 @dataclass(frozen=True)
@@ -80,25 +81,38 @@ class Run:
     def has_figure(self, name: str) -> bool:
         return name in self.figures
 
-    @property
-    def group_column(self) -> str | None:
-        return self.results.get("group_column_name") or (self.recipe or {}).get("group_column_name")
+    def together_sentence(self) -> str:
+        """Whether the groups of the test images were kept out of training."""
+        column = self.results.get("group_column_name")
+        if not column:
+            return "Not known: no column of patients was named."
+        shared = self.results.get("num_groups_shared_with_training")
+        if shared is None:
+            return f"Not known whether groups of the column {column} are in training too."
+        if shared:
+            return (
+                f"NO: {shared} of {self.results['num_test_groups']} test groups of the column "
+                f"{column} are also in training or validation."
+            )
+        return f"Yes: no test group of the column {column} is in training or validation."
+
+    def overlays_sentence(self) -> str:
+        """Whose heat maps are shown, of an ensemble; "" for one model."""
+        members = self.results.get("num_members") or 1
+        return f"The heat maps are of the first of {members} members." if members > 1 else ""
 
     def split_rule(self) -> str:
-        """How images came to be in their split."""
-        recipe = self.recipe or {}
-        column = recipe.get("split_column") or self.results.get("split_column")
-        if column:
-            return f"Assigned by the column {column} of the data."
-        if not recipe:
-            return "How they were assigned is not known."
-        shares = "; ".join(
-            f"{name} {recipe[name]}"
-            for name in ("train_val_split", "train_test_split")
-            if recipe.get(name)
-        )
-        unit = f"whole groups of {self.group_column}" if self.group_column else "images"
-        return f"Drawn by chance, {unit} ({shares}; seed {recipe.get('seed', 'not known')})."
+        """How the test images came to be that. The training's own options tell nothing of it:
+        other images may be evaluated than were split then."""
+        source, column = self.results.get("split_source"), self.results.get("split_column")
+        if not source and column:
+            source = f"the column {column}"
+        return f"Known from {source}." if source else "How they were assigned is not known."
+
+    def counts_sentence(self) -> str:
+        """How many images the model's own splits have; "" where they are not known."""
+        counts = ", ".join(f"{part} {count}" for part, count in self.split_counts.items())
+        return f"Images of the training run: {counts}." if counts else ""
 
     def selection_sentence(self) -> str:
         training = self.training or {}
@@ -156,8 +170,6 @@ def read_run(evaluation_dir, model_dir=None, pretraining_dir=None, audit=None) -
     _read_figures(run)
     _read_model(run, model_dir, pretraining_dir)
     _read_audit(run, audit)
-    if run.explanations is None:
-        run.explanations = read_object(folder / "explanations.json")
     bad_files = folder / "bad_files.csv"
     if bad_files.is_file():
         lines = bad_files.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -208,6 +220,8 @@ def _read_figures(run):
     run.left_out = [(e.get("title", ""), e.get("caption", "")) for e in captions if not e["file"]]
     for path in sorted(folder.glob("*.png")):
         title, caption = KNOWN_FIGURES.get(path.name, (path.name, ""))
+        if path.name in HEAT_MAPS:
+            caption = f"{caption} {run.overlays_sentence()}".rstrip()
         entry = told.get(path.name, {})
         figure = read_figure(
             path, entry.get("title", title), entry.get("caption", caption), entry.get("alt", "")

@@ -32,13 +32,22 @@ def column_values(values) -> np.ndarray:
     if is_number and len(set(present)) > MAX_NUMBERS:
         numbers = np.array(present, dtype=np.float64)
         edges = np.unique(np.quantile(numbers, [0, 0.25, 0.5, 0.75, 1]))
-        ranges = [f"[{low:g}, {high:g})" for low, high in itertools.pairwise(edges)]
+        ranges = [f"[{low}, {high})" for low, high in itertools.pairwise(_short_texts(edges))]
         ranges[-1] = ranges[-1][:-1] + "]"
         index = np.searchsorted(edges[1:-1], numbers, side="right")
         names[~missing] = [ranges[i] for i in index]
     else:
         names[~missing] = [str(value) for value in present]
     return names
+
+
+def _short_texts(numbers: np.ndarray) -> list[str]:
+    """Different numbers as different texts, of six digits where these tell them apart."""
+    for digits in range(6, 17):
+        texts = [f"{number:.{digits}g}" for number in numbers]
+        if len(set(texts)) == len(texts):
+            return texts
+    return [repr(float(number)) for number in numbers]
 
 
 def subgroup_metrics(
