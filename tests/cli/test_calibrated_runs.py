@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,8 @@ from transformers import pipeline
 
 from sssd_hf import SSSDConfig, SSSDForImageClassification
 from sssd_hf.cli import evaluate, finetune, predict, pretrain
+from sssd_hf.cli.split_sources import file_source
+from sssd_hf.hub.clean import clean_results
 
 pytestmark = pytest.mark.usefixtures("no_figures")
 
@@ -233,6 +236,11 @@ def test_the_source_of_the_splits_is_told(model, images, evaluation, elsewhere, 
     assert source_of(second) == f"the file {first / 'splits.json'} ({cut})"
     results = evaluated_elsewhere(second, data, tmp_path / "out")
     assert results["split_source"] == f"the file {second / 'splits.json'} ({source_of(second)})"
+
+
+def test_a_published_source_of_splits_has_no_path():
+    source = file_source(Path("/home/erika/my clinic/splits.json"))
+    assert clean_results({"split_source": source}) == {"split_source": "the file <path>"}
 
 
 @pytest.mark.parametrize("folders", [True, False])

@@ -1,5 +1,6 @@
 """Which images are evaluated on, and whence a run's splits are known."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,8 @@ def split_source(
 def file_source(path: Path) -> str:
     """A file of splits, and what it says of its own source."""
     source = _stored_source(read_object(path) or {})
-    return f"the file {path}" + (f" ({source})" if source else "")
+    # quoted where it has spaces, so that publishing finds the path's end (hub/clean.py)
+    return f"the file {shlex.quote(str(path))}" + (f" ({source})" if source else "")
 
 
 def _stored_source(stored: dict[str, Any]) -> str | None:
