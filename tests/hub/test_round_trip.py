@@ -182,7 +182,7 @@ def test_one_repository_of_both_forms(hub, folders):
 def test_an_sssd_model_on_a_branch_loads_with_and_without_the_package(hub, folders):
     tmp_path, expected = folders
     process = run_push(
-        tmp_path, hub.url, "--model_dir", "fine", "--hub_model_id", "tester/fine",
+        tmp_path, hub.url, "--model_dir", "fine", "--form", "sssd", "--hub_model_id", "tester/fine",
         "--hub_revision", "trial", "--hub_private_repo", "false",
     )  # fmt: skip
     assert process.returncode == 0, process.stderr
@@ -212,7 +212,16 @@ def test_without_a_network_all_stays_and_the_command_is_told(folders):
     tmp_path, _ = folders
     with Hub() as gone:
         url = gone.url
-    options = ("--model_dir", "fine", "--hub_model_id", "tester/fine", "--license", "mit")
+    options = (
+        "--model_dir",
+        "fine",
+        "--form",
+        "sssd",
+        "--hub_model_id",
+        "tester/fine",
+        "--license",
+        "mit",
+    )
     push_to_hub.main(["--model_dir", str(tmp_path / "fine"), *options[2:], "--card_only", "true"])
     before = hashes(tmp_path / "fine")
     process = run_push(tmp_path, url, *options)
@@ -220,6 +229,7 @@ def test_without_a_network_all_stays_and_the_command_is_told(folders):
     assert "could not be reached" in process.stderr
     assert "Traceback" not in process.stderr
     assert process.stderr.rstrip().endswith(
-        "python scripts/push_to_hub.py --model_dir fine --hub_model_id tester/fine --license mit"
+        "python scripts/push_to_hub.py --model_dir fine --form sssd --hub_model_id tester/fine "
+        "--license mit"
     )
     assert hashes(tmp_path / "fine") == before

@@ -170,6 +170,13 @@ class PushArguments:
     model_dir: str = option(
         "runs/finetuned", "The checkpoint to publish: a training's output, or an export of it."
     )
+    form: str = option(
+        "plain",
+        "What is published of a fine-tuned classifier: plain (export.py's ViT, or DINOv2 of one "
+        "with mean pooling, which anybody loads without this package's code) or sssd (as it is). "
+        "Other checkpoints are published as they are.",
+        choices=["plain", "sssd"],
+    )
     hub_model_id: str | None = option(
         None, "Repository, OWNER/NAME or NAME (default: the model folder's name)."
     )

@@ -3,16 +3,20 @@
 `python scripts/push_to_hub.py --model_dir runs/finetuned --evaluation_dir runs/evaluation
 --hub_model_id OWNER/NAME` pushes the weights, config, processor, code, recipe, results, card and
 the figures without images, in one commit, into a private repository. Whatever else lies there is
-named and stays. Log in first (`hf auth login`, or HF_TOKEN). A second push uploads what changed.
+named and stays. Of a fine-tuned classifier a plain ViT is published, see --form. Log in first (`hf
+auth login`, or HF_TOKEN). A second push uploads what changed.
 """
 
+import json
 import logging
 from pathlib import Path
 
 from ..hub.cards import CardOptions, write_card
 from ..hub.publishing import log_refused, plan_files
 from ..hub.push import Target, full_name, push, require_token
+from . import export
 from .arguments import PushArguments
+from .common import check_checkpoint
 from .parsing import parse
 from .uploads import repository_of, retry_command, telling_how_to_repeat
 
@@ -30,6 +34,26 @@ def card_options(arguments: PushArguments, repo_id: str) -> CardOptions:
     )
 
 
+def plain_form(folder: Path) -> Path:
+    """The stock model that a fine-tuned classifier in `folder` is, exported into its folder
+    `plain`; `folder` itself where it is something else, or no stock model can express it."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if "SSSDForImageClassification" not in (config.get("architectures") or []):
+        return folder
+    plain, results = folder / "plain", folder / "plain" / "all_results.json"
+    newest = max((folder / name).stat().st_mtime for name in ("config.json", "model.safetensors"))
+    if results.is_file() and results.stat().st_mtime > newest:
+        return plain  # else every push would upload other results
+    to = "vit" if config.get("pooling", "cls") == "cls" else "dinov2"
+    words = ["--model_name_or_path", str(folder), "--to", to, "--output_dir", str(plain)]
+    try:
+        export.main([*words, "--overwrite_output_dir", "true"])
+    except ValueError as error:
+        logger.warning(f"published as it is, with remote code: {error}")
+        return folder
+    return plain
+
+
 def main(argv: list[str] | None = None) -> int:
     (arguments,) = parse("push_to_hub", __doc__, argv)
     folder = Path(arguments.model_dir)
@@ -43,6 +67,11 @@ def main(argv: list[str] | None = None) -> int:
         )
     )
     repo_id = repository_of(arguments.hub_model_id, folder)
+    check_checkpoint(str(folder), "--model_dir")
+    if arguments.form == "plain" and not arguments.card_only and (folder / "config.json").is_file():
+        published = plain_form(folder)
+        training = training or (folder if published != folder else None)
+        folder = published
     asks = not (arguments.card_only or arguments.dry_run)
     with telling_how_to_repeat(folder, retry_command(arguments)):
         if asks:
