@@ -17,7 +17,7 @@ PLACES = {
     "data_dir", "output_dir", "cache_dir", "resume_from_checkpoint", "output_file", "images",
     "recipe", "model_dir", "evaluation_dir", "pretraining_dir", "training_dir", "audit_file",
     "compare_with", "compared_with", "project_dir", "_name_or_path", "splits_file", "audit_dir",
-    "external_dir", "split_source",
+    "external_dir",
 }  # fmt: skip
 NAMES_OR_PLACES = {"model_name_or_path": "model", "dataset_name": "dataset"}
 # where a run was to be published concerns its author alone
