@@ -10,11 +10,16 @@ import sys
 
 import measuring
 
+# small batches too, where weights and the optimiser's state, the same on both sides, weigh most
 CPU_CASES = [
     ("tiny", "light", 112, 64),
+    ("tiny", "light", 112, 128),
     ("tiny", "light", 112, 512),
+    ("small", "light", 112, 32),
     ("small", "light", 112, 128),
+    ("small", "mae", 112, 16),
     ("small", "mae", 112, 64),
+    ("small", "mae", 224, 4),
 ]
 GPU_CASES = [("small", "mae", 224, 256), ("base", "mae", 224, 128), ("tiny", "light", 112, 1024)]
 
