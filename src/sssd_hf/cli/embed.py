@@ -31,8 +31,8 @@ from . import common
 from .arguments import DataArguments, EmbedArguments
 from .batches import image_features
 from .data import decode_split, groups_of, load_data, preparation_of, split_data
-from .evaluate import warn_of_seen_images
 from .parsing import command_line, parse
+from .split_sources import warn_of_seen_images
 
 logger = logging.getLogger("sssd_hf")
 ROW_GROUP = 10_000  # rows of the Parquet file that are read at a time

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from ..data.sources import require_labels
 from ..evaluation.calibration import apply_calibration
@@ -24,63 +23,21 @@ from ..evaluation.comparison import compare_models
 from ..evaluation.figures import write_figures
 from ..evaluation.metrics import to_json
 from ..evaluation.report import write_report
-from ..evaluation.run_files import read_object
 from ..evaluation.summary import summarise
 from . import common
 from .classifiers import load_classifier
 from .data import column_of, decode_split, groups_of, load_data, preparation_of
 from .explain import write_explanations
 from .parsing import command_line, parse
-from .split_sources import ALL_IMAGES, rows_to_evaluate
+from .split_sources import (
+    ALL_IMAGES,
+    count_shared_groups,
+    rows_to_evaluate,
+    warn_of_seen_images,
+)
 
 logger = logging.getLogger("sssd_hf")
 SHOWN = ("accuracy", "balanced_accuracy", "roc_auc", "recall", "specificity")
-
-
-def names_trained_on(splits: Path) -> set[str] | None:
-    """File names of a model's training and validation images; None where its splits.json is
-    missing (a model on the Hub) or broken."""
-    stored = read_object(splits)
-    if stored is None:
-        return None
-    return {name for part in ("train", "validation") for name in stored.get(part) or []}
-
-
-def warn_of_seen_images(splits: Path, dataset: Any, rows: list[int]) -> int | None:
-    """How many test images the model's own splits use for something else, by their file names, with
-    a warning that names one; None where the splits are not known."""
-    known = names_trained_on(splits)
-    if known is None:
-        return None
-    seen = [name for name in dataset.select(rows)["file_name"][:] if name in known]
-    if seen:
-        logger.warning(
-            f"{len(seen)} of the {len(rows)} test images, such as {seen[0]}, are named in {splits} "
-            "as training or validation images: if they are the same, the figures are too good"
-        )
-    return len(seen)
-
-
-def count_shared_groups(
-    splits: Path, dataset: Any, rows: list[int], column: str | None
-) -> int | None:
-    """How many groups of the test images are also those of training or validation images; None
-    where the data do not tell: no column, no splits of the model, or data without its images."""
-    known = names_trained_on(splits)
-    if known is None or column is None:
-        return None
-    names = dataset["file_name"][:]
-    trained = [i for i, name in enumerate(names) if name in known]
-    tested = set(groups_of(dataset, rows, column))
-    shared = tested & set(groups_of(dataset, trained, column))
-    if shared:
-        logger.warning(
-            f"{len(shared)} of the {len(tested)} groups ({column}) of the test images, such as "
-            f"{min(shared)}, are also those of training or validation images: the figures are too "
-            "good"
-        )
-    complete = known <= set(names)  # else others may be shared, which can't be seen here
-    return len(shared) if shared or complete else None
 
 
 def write_predictions(
@@ -94,6 +51,8 @@ def write_predictions(
 ) -> None:
     """predictions.csv: the model's own probabilities, the calibrated ones where it has them, and
     the class it decides for."""
+    import pandas as pd
+
     calibrated, decided = apply_calibration(probabilities, calibration)
     columns: dict[str, Any] = {"file_name": file_names}
     if groups is not None:
@@ -111,6 +70,8 @@ def read_predictions(folder: Path, names: list[str], file_names: list[str], labe
     Raises:
         ValueError: it is of other images or classes, or labels them otherwise.
     """
+    import pandas as pd
+
     path = folder / "predictions.csv"
     if not path.is_file():
         raise ValueError(f"--compare_with {folder}: there is no predictions.csv of an evaluation.")

@@ -1,5 +1,7 @@
-"""Which images are evaluated on, and whence a run's splits are known."""
+"""Which images are evaluated on, what of them the model has seen, and whence a run's splits are
+known."""
 
+import logging
 import shlex
 from pathlib import Path
 from typing import Any
@@ -7,7 +9,9 @@ from typing import Any
 from ..data.splits import make_splits, read_splits
 from ..evaluation.run_files import read_object
 from .arguments import DataArguments
-from .data import split_column_of
+from .data import groups_of, split_column_of
+
+logger = logging.getLogger("sssd_hf")
 
 ALL_IMAGES = "all"  # --test_split of evaluate.py
 
@@ -55,6 +59,52 @@ def rows_to_evaluate(dataset: Any, data: DataArguments, model: str) -> tuple[lis
     if not rows:
         raise ValueError(f"There is no test split: {advice}.")
     return rows, source
+
+
+def names_trained_on(splits: Path) -> set[str] | None:
+    """File names of a model's training and validation images; None where its splits.json is
+    missing (a model on the Hub) or broken."""
+    stored = read_object(splits)
+    if stored is None:
+        return None
+    return {name for part in ("train", "validation") for name in stored.get(part) or []}
+
+
+def warn_of_seen_images(splits: Path, dataset: Any, rows: list[int]) -> int | None:
+    """How many test images the model's own splits use for something else, by their file names, with
+    a warning that names one; None where the splits are not known."""
+    known = names_trained_on(splits)
+    if known is None:
+        return None
+    seen = [name for name in dataset.select(rows)["file_name"][:] if name in known]
+    if seen:
+        logger.warning(
+            f"{len(seen)} of the {len(rows)} test images, such as {seen[0]}, are named in {splits} "
+            "as training or validation images: if they are the same, the figures are too good"
+        )
+    return len(seen)
+
+
+def count_shared_groups(
+    splits: Path, dataset: Any, rows: list[int], column: str | None
+) -> int | None:
+    """How many groups of the test images are also those of training or validation images; None
+    where the data do not tell: no column, no splits of the model, or data without its images."""
+    known = names_trained_on(splits)
+    if known is None or column is None:
+        return None
+    names = dataset["file_name"][:]
+    trained = [i for i, name in enumerate(names) if name in known]
+    tested = set(groups_of(dataset, rows, column))
+    shared = tested & set(groups_of(dataset, trained, column))
+    if shared:
+        logger.warning(
+            f"{len(shared)} of the {len(tested)} groups ({column}) of the test images, such as "
+            f"{min(shared)}, are also those of training or validation images: the figures are too "
+            "good"
+        )
+    complete = known <= set(names)  # else others may be shared, which can't be seen here
+    return len(shared) if shared or complete else None
 
 
 def split_source(
