@@ -1,7 +1,5 @@
 """The report in a real browser: figures, console, a phone's width, dark mode, print."""
 
-import shutil
-
 import numpy as np
 import pytest
 from synthetic_evaluation import write_evaluation
@@ -9,18 +7,6 @@ from synthetic_evaluation import write_evaluation
 from sssd_hf.evaluation.report import write_report
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    program = shutil.which("chromium") or shutil.which("chromium-browser")
-    if program is None:
-        pytest.skip("there is no chromium (Debian: apt-get install chromium)")
-    with playwright.sync_playwright() as driver:
-        started = driver.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        yield started
-        started.close()
 
 
 @pytest.fixture(scope="module")
