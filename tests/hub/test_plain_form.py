@@ -31,8 +31,10 @@ def publish(folder, *options):
 @pytest.mark.parametrize(("pooling", "kind"), [("cls", "vit"), ("mean", "dinov2")])
 def test_a_classifier_is_published_as_the_stock_model_that_it_is(pooling, kind, hub, tmp_path):
     model = write(tmp_path / "fine", pooling=pooling)
+    (tmp_path / "fine" / "finetune_recipe.yaml").write_text("finetune: {seed: 7}")
     publish(tmp_path / "fine")
     files = hub.files("tester/x")
+    assert b"seed: 7" in files["finetune_recipe.yaml"]
     assert json.loads(files["config.json"])["model_type"] == kind
     assert not [name for name in files if name.endswith(".py")]
     for name, data in files.items():

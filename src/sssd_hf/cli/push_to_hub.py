@@ -9,6 +9,7 @@ auth login`, or HF_TOKEN). A second push uploads what changed.
 
 import json
 import logging
+import shutil
 from pathlib import Path
 
 from ..hub.cards import CardOptions, write_card
@@ -51,6 +52,9 @@ def plain_form(folder: Path) -> Path:
     except ValueError as error:
         logger.warning(f"published as it is, with remote code: {error}")
         return folder
+    for name in ("finetune_recipe.yaml", "curves.png"):  # how it was made is published with it
+        if (folder / name).is_file():
+            shutil.copyfile(folder / name, plain / name)
     return plain
 
 
