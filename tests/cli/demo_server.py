@@ -1,19 +1,16 @@
 """A tiny model, files to drop, and the demo in a process of its own."""
 
 import contextlib
-import importlib.util
 import os
 import re
 import struct
 import subprocess
 import sys
-import sysconfig
 import time
 import zlib
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 from PIL import Image
 
@@ -22,7 +19,6 @@ from medical_files import dicom, encode, save_nifti
 from model_helpers import randomize, tiny_config
 
 from sssd_hf import SSSDForImageClassification, SSSDForPreTraining
-from sssd_hf.cli.app.serving import GRADIO
 from sssd_hf.cli.common import save_checkpoint
 
 ROOT = Path(__file__).parents[2]
@@ -65,24 +61,6 @@ def save_files(folder):
     check = struct.pack(">I", zlib.crc32(head))
     (folder / "bomb.png").write_bytes(small[:12] + head + check + small[33:])
     return folder
-
-
-def python_with_gradio(folder):
-    """This one, where Gradio is; else that of a new environment with Gradio before this one's
-    packages (its Pillow is an older one); skips where the index does not give it."""
-    if importlib.util.find_spec("gradio"):
-        return sys.executable
-    python = folder / "bin" / "python"
-    try:
-        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-        place = {"base": str(folder), "platbase": str(folder)}
-        own = Path(sysconfig.get_path("purelib", vars=place))
-        (own / "shared.pth").write_text(sysconfig.get_path("purelib") + "\n")
-        packages = [f"gradio=={GRADIO}", "Pillow>=12.3,<13"]
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *packages], check=True)
-    except subprocess.CalledProcessError as error:
-        pytest.skip(f"the package index does not give Gradio: {error}")
-    return str(python)
 
 
 class Server:

@@ -4,6 +4,7 @@ import csv
 import re
 import shutil
 import socket
+import sys
 import urllib.error
 import urllib.request
 
@@ -15,7 +16,6 @@ from demo_server import (
     CALIBRATION,
     ROOT,
     noise,
-    python_with_gradio,
     save_files,
     save_models,
     served,
@@ -30,11 +30,6 @@ WAIT = 60_000  # milliseconds
 
 
 @pytest.fixture(scope="module")
-def python(tmp_path_factory):
-    return python_with_gradio(tmp_path_factory.mktemp("environment"))
-
-
-@pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """models/ and files/."""
     root = tmp_path_factory.mktemp("demo")
@@ -46,9 +41,16 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def server(browser, python, folder):
+def server(browser, folder):
     models = folder / "models"
-    command = [python, ROOT / "scripts/demo_app.py", "--max_file_mb", "2", "--max_files", "12"]
+    command = [
+        sys.executable,
+        ROOT / "scripts/demo_app.py",
+        "--max_file_mb",
+        "2",
+        "--max_files",
+        "12",
+    ]
     command += ["--model_name_or_path", models / "calibrated", models / "plain"]
     command += ["--pretrained_model", models / "pretrained", "--server_port", free_port()]
     with served(command, folder / "run") as running:
@@ -318,8 +320,8 @@ def test_fifty_uploads_leave_memory_flat_and_nothing_on_disk(browser, server, tm
     page.close()
 
 
-def test_nothing_is_left_when_it_ends(browser, python, folder, tmp_path):
-    command = [python, ROOT / "scripts/demo_app.py", "--server_port", free_port()]
+def test_nothing_is_left_when_it_ends(browser, folder, tmp_path):
+    command = [sys.executable, ROOT / "scripts/demo_app.py", "--server_port", free_port()]
     command += ["--model_name_or_path", folder / "models/plain"]
     with served(command, tmp_path / "run") as server:
         page, _ = opened(browser, server)
@@ -332,7 +334,7 @@ def test_nothing_is_left_when_it_ends(browser, python, folder, tmp_path):
     assert "jane" not in server.log.read_text()
 
 
-def test_a_space_runs_by_itself(browser, python, folder, tmp_path):
+def test_a_space_runs_by_itself(browser, folder, tmp_path):
     models = folder / "models"
     argv = ["--model_name_or_path", models / "calibrated", "--to", "space"]
     argv += ["--pretrained_model", models / "pretrained", "--output_dir", tmp_path / "space"]
@@ -341,7 +343,7 @@ def test_a_space_runs_by_itself(browser, python, folder, tmp_path):
     shutil.rmtree(tmp_path / "space")
     environment = {"PYTHONPATH": "", "GRADIO_SERVER_PORT": free_port()}
     program = tmp_path / "elsewhere/app.py"
-    with served([python, program], tmp_path / "run", **environment) as server:
+    with served([sys.executable, program], tmp_path / "run", **environment) as server:
         page, said = opened(browser, server)
         drop(page, "case", [folder / "files/jane_d.png"])
         wait_for_pictures(page)
