@@ -105,12 +105,12 @@ def rule_of(answer: Answer, several: bool) -> str:
     calibration = answer.calibration
     if calibration is None:
         return "Not calibrated: read the probabilities as an order. The most probable class wins."
-    text = f"Calibrated on {calibration['fitted_on']} images. "
+    text = f"Calibrated on {calibration['fitted_on']}. "
     if answer.threshold is None:
         return text + "The most probable class wins."
     text += (
         f"Counts as {answer.labels[1]} from {percent(answer.threshold)} on "
-        f"({calibration['rule']}, chosen on {calibration['fitted_on']} images"
+        f"(rule {calibration['rule']}, chosen on the same images"
     )
     return text + (", one at a time, not on series)." if several else ").")
 

@@ -170,8 +170,8 @@ def reconstruct_case(demo: Demo, kept: str, mask_ratio: float, seed: float) -> s
     )
     rows = markup.reconstruction_rows(pictures, few)
     hint = (
-        f'<p class="sssd-hint">{visible} of {patches} patches are visible; there nothing was ever '
-        "asked of the decoder, and the third picture means nothing.</p>"
+        f'<p class="sssd-hint">{visible} of {patches} patches are visible. The decoder learns the '
+        "hidden ones alone: in the visible ones the third picture means nothing.</p>"
     )
     return f'<div class="sssd-pictures">{hint}{rows}</div>'
 
