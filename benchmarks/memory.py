@@ -1,9 +1,12 @@
 """Peak memory of training steps against stock ViTMAE's, same architecture and batch.
 
-Each in a fresh process. On a CPU: the largest resident set less that before the model was built; on
-a GPU: the most that torch had allocated.
+Each in a fresh process. On a CPU: the largest resident set less that after a step of a model of few
+weights, which loads the libraries; on a GPU: the most that torch had allocated. Beside it for a CPU
+`allocated`, the most that tensors had (the allocator's gaps are not in it), and `state`, without
+which nothing trains by AdamW: 16 bytes a weight (weight, gradient, two averages).
 """
 
+import itertools
 import json
 import resource
 import sys
@@ -21,6 +24,15 @@ CPU_CASES = [
     ("small", "mae", 112, 64),
     ("small", "mae", 224, 4),
 ]
+FEW_WEIGHTS = {
+    **{"hidden_size": 24, "num_attention_heads": 3, "intermediate_size": 48},
+    **{
+        "decoder_hidden_size": 24,
+        "decoder_num_attention_heads": 3,
+        "decoder_intermediate_size": 48,
+    },
+    **{"num_hidden_layers": 1, "decoder_num_hidden_layers": 1, "distillation": "mae"},
+}
 GPU_CASES = [("small", "mae", 224, 256), ("base", "mae", 224, 128), ("tiny", "light", 112, 1024)]
 
 
@@ -31,20 +43,44 @@ def one(way: str, size: str, decoder: str, pixels: int, batch: int, precision: s
 
     from sssd_hf import SSSDConfig
 
-    config = SSSDConfig.from_size(size, decoder, "mae", image_size=pixels, num_channels=3)
-    if device == "cpu":
-        torch.randn(64, 64) @ torch.randn(64, 64)  # what libraries allocate once
+    def train(config: SSSDConfig, batch: int):
+        own = way == "own"
+        model = own_model(config, device, precision) if own else stock_model(config, device)
+        step = training_step(model, batch, device, precision, False, fused=own)
+        for _ in range(2):
+            step()
+        return model, step
+
+    train(SSSDConfig(image_size=32, **FEW_WEIGHTS), 2)
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    own = way == "own"
-    model = own_model(config, device, precision) if own else stock_model(config, device)
-    step = training_step(model, batch, device, precision, False, fused=own)
-    for _ in range(2):
-        step()
+    model, step = train(
+        SSSDConfig.from_size(size, decoder, "mae", image_size=pixels, num_channels=3), batch
+    )
     if device == "cuda":
         peak = torch.cuda.max_memory_allocated() / 2**20
     else:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before
-    print(json.dumps({"megabytes": peak}))
+    weights = sum(p.numel() for p in model.parameters())
+    told = {"megabytes": peak, "state": 16 * weights / 2**20}
+    if device == "cpu":
+        told["allocated"] = 12 * weights / 2**20 + allocated(step)
+    print(json.dumps(told))
+
+
+def allocated(step) -> float:
+    """The most MB that tensors made in a step have at once, by torch's profiler."""
+    import torch
+
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
+        step()
+    events = profile.profiler.kineto_results.events()
+    changes = [e for e in events if e.name() == "[memory]"]
+    changes.sort(key=lambda e: e.start_ns())
+    return max(itertools.accumulate(e.nbytes() for e in changes)) / 2**20
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -53,17 +89,21 @@ def main(argv: list[str] | None = None) -> None:
     found = []
     for case in cases[: 1 if arguments.quick else None]:
         for precision in ("no", "bf16"):
-            megabytes = {}
+            told = {}
             for way in ("stock", "own"):
                 call = f"memory.one{(way, *case, precision, arguments.device)!r}"
-                told = measuring.child([sys.executable, "-c", f"import memory; {call}"])["told"]
-                megabytes[way] = told["megabytes"]
-            share = megabytes["own"] / megabytes["stock"]
-            print("memory", *case, precision, f"{share:.2f} of stock's {megabytes['stock']:.0f} MB")
-            keys = ("size", "decoder", "pixels", "batch")
-            found.append(
-                {**dict(zip(keys, case)), "precision": precision, **megabytes, "ratio": share}
-            )
+                line = [sys.executable, "-c", f"import memory; {call}"]
+                told[way] = measuring.child(line)["told"]
+            stock, own = told["stock"], told["own"]
+            share = own["megabytes"] / stock["megabytes"]
+            text = f"{share:.2f} of stock's {stock['megabytes']:.0f} MB"
+            result = dict(zip(("size", "decoder", "pixels", "batch"), case))
+            result |= {"precision": precision, "megabytes": told, "ratio": share}
+            if "allocated" in own:
+                result["ratio_allocated"] = own["allocated"] / stock["allocated"]
+                text += f"; of what tensors have {result['ratio_allocated']:.2f}"
+            print("memory", *case, precision, f"{text}; state {own['state']:.0f} MB")
+            found.append(result)
     measuring.write("memory", arguments, found)
 
 

@@ -52,7 +52,6 @@ def results(function, module, autocast):
 @pytest.mark.parametrize("name", CASES)
 def test_values_and_gradients_are_those_of_the_modules(monkeypatch, name, onednn, autocast):
     monkeypatch.setattr(products_sssd, "onednn_is_faster", lambda: onednn)
-    monkeypatch.setattr(products_sssd, "recomputing_pays", lambda x: True)  # as on a GPU
     lean, plain = CASES[name]
     module = modules()
     expected = results(plain, copy.deepcopy(module), autocast)

@@ -168,7 +168,7 @@ class SSSDEmbeddings(nn.Module):
 def eager_attention(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
     """Attention in plain operations, which alone can return its weights."""
     weights = (query @ key.transpose(2, 3)) * scaling
-    weights = F.softmax(weights, dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = F.softmax(weights, dim=-1).to(query.dtype)  # sums in fp32 in any case
     weights = F.dropout(weights, dropout, module.training)
     return (weights @ value).transpose(1, 2).contiguous(), weights
 

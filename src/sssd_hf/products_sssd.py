@@ -3,7 +3,8 @@ values are those of the plain layers, to the rounding of a sum's order.
 
 Between two matrix products of a block lies a normalisation or a GELU, cheap to compute and large
 to keep. Autograd keeps its output for the gradient of the product behind it; here it is computed
-again: 10 numbers a token and channel of a block are kept instead of 16.
+again: 10 numbers a token and channel of a block are kept instead of 16. Under autocast so are the
+weights' low-precision copies, which autograd keeps from the forward pass on.
 
 This file travels with a checkpoint as remote code: it imports torch and transformers only.
 """
@@ -44,21 +45,29 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return F.linear(x, weight, bias)
 
 
+def _in(dtype: torch.dtype, *tensors: Tensor | None) -> list[Tensor | None]:
+    return [None if t is None else t.to(dtype) for t in tensors]
+
+
 def _gradients(ctx, grad: Tensor, x: Tensor, weight: Tensor, first: int) -> tuple:
-    """Of a product's x, weight and bias, those that are asked for; the last two are the function's
-    inputs number `first` and the next. `grad` (rows, out), `x` (rows, in)."""
+    """Of a product's x, weight, bias and data type, those that are asked for; the last three are
+    the function's inputs number `first` and the next. `grad` (rows, out), `x` (rows, in).
+
+    Under autocast the weight is cast again, as in the forward pass, instead of kept."""
+    product = _product(grad.mT, x.mT) if ctx.needs_input_grad[first] else None
     return (
-        _product(grad, weight.mT) if any(ctx.needs_input_grad[:first]) else None,
-        _product(grad.mT, x.mT) if ctx.needs_input_grad[first] else None,
-        grad.sum(0) if ctx.needs_input_grad[first + 1] else None,
+        _product(grad, weight.to(x.dtype).mT) if any(ctx.needs_input_grad[:first]) else None,
+        None if product is None else product.to(weight.dtype),
+        grad.sum(0).to(weight.dtype) if ctx.needs_input_grad[first + 1] else None,
+        None,
     )
 
 
 class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, weight, bias):
+    def forward(ctx, x, weight, bias, dtype):
         ctx.save_for_backward(x, weight)
-        return _product(x, weight, bias)
+        return _product(x, *_in(dtype, weight, bias))
 
     @staticmethod
     @once_differentiable
@@ -68,32 +77,32 @@ class _Linear(torch.autograd.Function):
 
 class _NormLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, gain, shift, eps, weight, bias):
+    def forward(ctx, x, gain, shift, eps, weight, bias, dtype):
         normal, mean, rstd = torch.native_layer_norm(x, x.shape[-1:], gain, shift, eps)
         ctx.save_for_backward(x, gain, shift, weight, mean, rstd)
-        ctx.eps = eps
-        return _product(normal.to(weight.dtype), weight, bias)
+        ctx.eps, ctx.dtype = eps, dtype
+        return _product(*_in(dtype, normal, weight, bias))
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
         x, gain, shift, weight, mean, rstd = ctx.saved_tensors
         normal = torch.native_layer_norm(x, x.shape[-1:], gain, shift, ctx.eps)[0]
-        inner, of_weight, of_bias = _gradients(ctx, grad, normal.to(weight.dtype), weight, first=4)
+        inner, *others = _gradients(ctx, grad, normal.to(ctx.dtype), weight, first=4)
         if inner is None:
-            return None, None, None, None, of_weight, of_bias
+            return None, None, None, None, *others
         outer = torch.ops.aten.native_layer_norm_backward(
             inner.to(normal.dtype), x, x.shape[-1:], mean, rstd, gain, shift,
             ctx.needs_input_grad[:3],
         )  # fmt: skip
-        return *outer, None, of_weight, of_bias
+        return *outer, None, *others
 
 
 class _GeluLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, weight, bias):
+    def forward(ctx, x, weight, bias, dtype):
         ctx.save_for_backward(x, weight)
-        return _product(F.gelu(x), weight, bias)
+        return _product(F.gelu(x), *_in(dtype, weight, bias))
 
     @staticmethod
     @once_differentiable
@@ -110,13 +119,6 @@ def _is_changed(module: nn.Module) -> bool:
     return not known or any(hooks)
 
 
-def recomputing_pays(x: Tensor) -> bool:
-    """Whether a backward pass will follow that is worth the memory. Not in half precision on a CPU:
-    there it costs 4 to 10 % of a step (tiny models), and memory is rarely what is short."""
-    half = x.dtype != torch.float32 or torch.is_autocast_enabled("cpu")
-    return torch.is_grad_enabled() and not (x.device.type == "cpu" and half)
-
-
 def _is_plain(x: Tensor, *modules: nn.Module) -> bool:
     """Whether products of these modules may be computed here: something is gained, no compiler or
     exporter is at work (it decides by itself what to keep), and modules and weights (no DTensors)
@@ -124,26 +126,26 @@ def _is_plain(x: Tensor, *modules: nn.Module) -> bool:
     at_work = torch.compiler.is_compiling() or torch.jit.is_tracing()
     return (
         not at_work
-        and (recomputing_pays(x) or _by_onednn(x))
+        and (torch.is_grad_enabled() or _by_onednn(x))
         and not any(_is_changed(m) for m in modules)
         and all(type(p) is nn.Parameter for m in modules for p in m.parameters())
     )
 
 
 def _apply(function, x: Tensor, layer: nn.Linear, *options) -> Tensor:
-    """`function` on the rows of `x`, weights as autocast wants them."""
-    weight, bias, kind = layer.weight, layer.bias, x.device.type
-    if torch.is_autocast_enabled(kind):
-        dtype = torch.get_autocast_dtype(kind)
-        weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
-        x = x if function is _NormLinear else x.to(dtype)
-    rows = function.apply(x.flatten(0, -2), *options, weight, bias)
+    """`function` on the rows of `x`, in autocast's data type where that is on."""
+    kind = x.device.type
+    on = torch.is_autocast_enabled(kind)
+    dtype = torch.get_autocast_dtype(kind) if on else layer.weight.dtype
+    if on and function is not _NormLinear:
+        x = x.to(dtype)
+    rows = function.apply(x.flatten(0, -2), *options, layer.weight, layer.bias, dtype)
     return rows.unflatten(0, x.shape[:-1])
 
 
 def linear(x: Tensor, layer: nn.Linear) -> Tensor:
-    """`layer(x)`"""
-    if _is_plain(x, layer) and _by_onednn(x):
+    """`layer(x)`; on a GPU there is nothing to gain."""
+    if x.device.type == "cpu" and _is_plain(x, layer):
         return _apply(_Linear, x, layer)
     return layer(x)
 
