@@ -1,6 +1,7 @@
 """The README's speed table, from the JSON files that the benchmarks wrote.
 
-`python benchmarks/table.py [--device cuda]` prints Markdown; a bar is met, missed, or not measured.
+`python benchmarks/table.py [--device cuda]` writes Markdown beside them: `bars-DEVICE.md`, which the
+README shows (a bar is met, missed, or not measured), and `tables-DEVICE.md`.
 """
 
 import argparse
@@ -128,6 +129,19 @@ def growth(found: dict[str, dict]) -> Iterator[str]:
                 yield f"| {name} | {run[name]} | {rate:,.0f} | {memory:,.0f} |"
 
 
+def memory(found: dict[str, dict]) -> Iterator[str]:
+    """`allocated` and `state`: see memory.py."""
+    yield "| peak memory, MB | ours | stock | ratio | ratio of what tensors have | AdamW's state |"
+    yield "| --- | --- | --- | --- | --- | --- |"
+    for case in found.get("memory", {}).get("figures", ()):
+        own, stock = (case["megabytes"][way] for way in ("own", "stock"))
+        of_tensors = f"{case['ratio_allocated']:.2f}" if "ratio_allocated" in case else ""
+        yield (
+            f"| {setting(case)} | {own['megabytes']:,.0f} | {stock['megabytes']:,.0f} | "
+            f"{case['ratio']:.2f} | {of_tensors} | {own['state']:,.0f} |"
+        )
+
+
 def startup(found: dict[str, dict]) -> Iterator[str]:
     content = found.get("startup", {"figures": {}, "options": {"clock": "wall"}})
     yield "| start-up | seconds |"
@@ -147,16 +161,18 @@ def main() -> None:
     first = next(iter(found.values()))
     machine, clocks = first["machine"], {c["options"]["clock"] for c in found.values()}
     place = machine["gpu"] or f"{machine['processor']}, {machine['threads']} thread(s)"
-    print(
+    head = (
         f"Measured on {place}; torch {machine['torch']}, transformers {machine['transformers']}, "
         f"{machine['date']}; medians of interleaved runs by the {' and '.join(sorted(clocks))} "
-        "clock.\n"
+        "clock."
     )
-    print("\n".join(bars(found, arguments.device)))
-    for part in (rates, growth, startup):
-        print("\n" + "\n".join(part(found)))
-    print("\nPublished, on other machines:\n\n| what | figure |\n| --- | --- |")
-    print("\n".join(f"| {what} | {figure} |" for what, figure in YARDSTICKS))
+    tables = ["\n".join(part(found)) for part in (rates, memory, growth, startup)]
+    published = ["| published, on other machines | figure |", "| --- | --- |"]
+    tables.append("\n".join(published + [f"| {what} | {figure} |" for what, figure in YARDSTICKS]))
+    for name, parts in (("bars", ["\n".join(bars(found, arguments.device))]), ("tables", tables)):
+        path = arguments.results / f"{name}-{arguments.device}.md"
+        path.write_text("\n\n".join([head, *parts]) + "\n", encoding="utf-8")
+        print(path.read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 """Keeps parts of README.md true: the table of options, the line counts of the files to read first,
-and the tables of results. `python -m sssd_hf.cli.readme` rewrites them; a test compares them."""
+and the tables of results and of speed. `python -m sssd_hf.cli.readme` rewrites them; a test compares them."""
 
 import dataclasses
 import re
@@ -40,21 +40,18 @@ def count_lines(root: Path, text: str) -> str:
     return re.sub(r"(\[`[^`]+`\]\(([^)]+\.py)\), )\d+ lines", count, text)
 
 
-def insert_results(root: Path, text: str) -> str:
-    """`text` with the tables of recipes/results/NAME.md after each "<!-- results NAME -->"."""
+def insert_files(root: Path, text: str) -> str:
+    """`text` with the content of PATH after each "<!-- file PATH -->"."""
 
     def insert(match: re.Match) -> str:
-        tables = (root / "recipes" / "results" / f"{match[2]}.md").read_text(encoding="utf-8")
-        return f"{match[1]}\n{tables}{match[3]}"
+        return f"{match[1]}\n{(root / match[2]).read_text(encoding='utf-8')}{match[3]}"
 
-    return re.sub(
-        r"(<!-- results (\w+) -->)\n.*?(<!-- end of results -->)", insert, text, flags=re.S
-    )
+    return re.sub(r"(<!-- file (\S+) -->)\n.*?(<!-- end of file -->)", insert, text, flags=re.S)
 
 
 def updated(text: str, root: Path) -> str:
     """README's `text` as it should be."""
-    text = insert_results(root, text)
+    text = insert_files(root, text)
     begin, end = "<!-- options -->", "<!-- end of options -->"
     before, rest = text.split(begin)
     _, after = rest.split(end)
