@@ -12,9 +12,11 @@ import sys
 import time
 from pathlib import Path
 
+from measuring import RESULTS
+
 # the most important first: what finds no time is left out
-CPU = "step memory distillation feeding end_to_end inference startup growth".split()
-GPU = "step memory feeding distillation end_to_end inference".split()
+CPU = "step memory distillation feeding end_to_end latency inference startup growth".split()
+GPU = "step memory feeding distillation end_to_end latency inference".split()
 HERE = Path(__file__).parent
 
 
@@ -41,8 +43,12 @@ def main() -> None:
         except subprocess.TimeoutExpired:
             wrong.append(f"{name} (stopped: no time left)")
     table = [sys.executable, str(HERE / "table.py"), "--device", arguments.device]
+    results = RESULTS
     if "--results" in others:
-        table += ["--results", others[others.index("--results") + 1]]
+        results = Path(others[others.index("--results") + 1])
+    if "--quick" in others:
+        results /= "quick"
+    table += ["--results", str(results)]
     subprocess.run(table)
     if wrong:
         sys.exit(f"not measured: {', '.join(wrong)}")

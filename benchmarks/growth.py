@@ -28,11 +28,12 @@ CHANGES = {
 }
 
 
-def run(data: Path, setting: dict, steps: int, device: str) -> dict:
+def run(data: Path, setting: dict, steps: int, threads: int, device: str) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         line = [str(REPOSITORY / "scripts/pretrain.py"), "--data_dir", str(data)]
         line += ["--output_dir", f"{folder}/out", "--split_column", "split"]
         line += ["--train_val_split", "0", "--eval_epochs", "0", "--max_train_steps", str(steps)]
+        line += ["--logging_steps", "2"]
         line += ["--image_size", str(setting["image_size"]), "--model_size", setting["model_size"]]
         share = setting["batch"] // setting["processes"]
         line += ["--per_device_train_batch_size", str(share)]
@@ -40,6 +41,7 @@ def run(data: Path, setting: dict, steps: int, device: str) -> dict:
         if setting["processes"] > 1:
             start += ["-m", "torch.distributed.run", "--nproc_per_node", str(setting["processes"])]
         environment = {"PYTHONPATH": str(REPOSITORY / "src"), "HF_HOME": f"{folder}/home"}
+        environment["OMP_NUM_THREADS"] = str(max(1, threads // setting["processes"]))
         if device == "cpu":
             environment["ACCELERATE_USE_CPU"] = "1"
         began = time.perf_counter()
@@ -56,8 +58,12 @@ def run(data: Path, setting: dict, steps: int, device: str) -> dict:
             return {**setting, "failed": process.returncode}
         watch.join()
         seconds = time.perf_counter() - began
-        results = json.loads(Path(f"{folder}/out/all_results.json").read_text())
-    rate = results["train_images_per_second"]
+        records = Path(f"{folder}/out/metrics.jsonl").read_text().splitlines()
+    # from the first record on: what the steps before it create, the others use
+    records = [r for r in map(json.loads, records) if "images_per_second" in r]
+    done = [r["step"] * setting["batch"] for r in records]
+    spent = [images / r["images_per_second"] for images, r in zip(done, records)]
+    rate = (done[-1] - done[0]) / (spent[-1] - spent[0])
     return {**setting, "images_per_second": rate, "seconds": seconds, **peak}
 
 
@@ -84,7 +90,7 @@ def main(argv: list[str] | None = None) -> None:
                 if setting["images"] > arguments.most_images:
                     continue
                 data = phantom_folder(Path(home), setting["images"], 256)
-                result = run(data, setting, arguments.steps, arguments.device)
+                result = run(data, setting, arguments.steps, arguments.threads, arguments.device)
                 print("growth", name, value, result, flush=True)
                 found.setdefault(name, []).append(result)
     write("growth", arguments, found)

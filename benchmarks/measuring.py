@@ -44,6 +44,7 @@ def options(description: str, argv: list[str] | None = None, **extra: Any) -> ar
         parser.error("--device cuda: torch finds no GPU")
     if found.quick:
         found.repeats = min(found.repeats, 2)
+        found.results = found.results / "quick"  # a trial replaces no figure
     torch.set_num_threads(found.threads)
     os.environ["OMP_NUM_THREADS"] = str(found.threads)  # of child processes
     return found
@@ -93,6 +94,7 @@ def interleave(
     runs: dict[str, list[dict]] = {name: [] for name in cases}
     for turn in range(warmup + repeats):
         for name, case in cases.items():
+            time.sleep(0.1)  # threads of the one before (ONNX Runtime's) wait for work, spinning
             found = case()
             if turn >= warmup:
                 runs[name].append(found)

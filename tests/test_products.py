@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from torch import nn
 from transformers.activations import GELUActivation
 
@@ -98,6 +99,21 @@ def test_hooks_and_modules_in_the_place_of_others_are_called():
     assert seen == ["mlp", "act", "lora"]
 
 
+def test_weights_that_lie_elsewhere_are_fetched():
+    module, x = modules(), torch.randn(2, 3, 8)
+    expected = norm_mlp(x, module.norm, module.mlp)
+    offloaded = cpu_offload(copy.deepcopy(module), execution_device="cpu")
+    assert offloaded.mlp.fc1.weight.is_meta
+    torch.testing.assert_close(norm_mlp(x, offloaded.norm, offloaded.mlp), expected)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_shapes_are_found_without_values(name):
+    lean, plain = CASES[name]
+    module, x = modules().to("meta"), torch.randn(3, 5, 8, device="meta")
+    assert lean(module, x).shape == plain(module, x).shape
+
+
 def kept_for_backward(function, x):
     """Numbers that the graph holds, weights and the input aside."""
     sizes = {}
@@ -120,6 +136,15 @@ def test_what_lies_between_two_products_is_not_kept():
     plain, _keep = kept_for_backward(lambda x: module.mlp(module.norm(x)), x)
     assert plain >= 100 * (8 + 32 + 32)  # normalised, before and after the GELU
     assert lean <= 100 * (32 + 2)  # before the GELU, and the normalisation's mean and spread
+
+
+def test_under_autocast_no_cast_weights_are_kept():
+    module, x = modules(), torch.randn(4, 8, requires_grad=True)  # few rows: weights would show
+    with torch.autocast("cpu", torch.bfloat16):
+        lean, _keep = kept_for_backward(lambda x: norm_mlp(x, module.norm, module.mlp), x)
+        plain, _keep = kept_for_backward(lambda x: module.mlp(module.norm(x)), x)
+    weights = (module.mlp.fc1.weight.numel() + module.mlp.fc2.weight.numel()) // 2
+    assert lean <= 4 * (32 + 2) < weights <= plain
 
 
 def test_standardize_is_by_the_unbiased_variance():

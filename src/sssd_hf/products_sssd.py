@@ -113,17 +113,19 @@ class _GeluLinear(torch.autograd.Function):
 
 
 def _is_changed(module: nn.Module) -> bool:
-    """Whether somebody has put something in its place (LoRA) or behind it (hooks)."""
+    """Whether somebody has put something in its place (LoRA), before or behind it (hooks), or in
+    its forward's place (accelerate's, that fetch weights from elsewhere)."""
     known = type(module) in (nn.Linear, nn.LayerNorm, nn.Sequential, GELUActivation)
     hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks
-    return not known or any(hooks)
+    hooks = *hooks, module._backward_pre_hooks
+    return not known or "forward" in vars(module) or any(hooks)
 
 
 def _is_plain(x: Tensor, *modules: nn.Module) -> bool:
     """Whether products of these modules may be computed here: something is gained, no compiler or
-    exporter is at work (it decides by itself what to keep), and modules and weights (no DTensors)
-    are plain."""
-    at_work = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    exporter is at work (it decides by itself what to keep), there are values at all, and modules
+    and weights (no DTensors) are plain."""
+    at_work = torch.compiler.is_compiling() or torch.jit.is_tracing() or x.is_meta
     return (
         not at_work
         and (torch.is_grad_enabled() or _by_onednn(x))

@@ -1,5 +1,5 @@
 """Keeps parts of README.md true: the table of options, the line counts of the files to read first,
-and the tables of results and of speed. `python -m sssd_hf.cli.readme` rewrites them; a test compares them."""
+and tables that lie in files. `python -m sssd_hf.cli.readme` rewrites them; a test compares them."""
 
 import dataclasses
 import re
