@@ -3,6 +3,8 @@
 import csv
 import json
 import re
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +16,9 @@ from tiny_runs import SIZES
 from sssd_hf.cli import reproduce
 from sssd_hf.cli.external import write_external_table
 from sssd_hf.cli.study_records import digest, draw_of, read_records
+from sssd_hf.cli.study_tables import tables
 
+RECIPES = Path(__file__).parents[2] / "recipes"
 pytestmark = pytest.mark.usefixtures("no_figures")
 
 
@@ -98,7 +102,9 @@ def test_each_run_leaves_a_record(study):
         "external": places,
     }
     scratch = records["scratch"]["draw_0", 0]
-    assert set(scratch["minutes"]) == set(scratch["options"]) == {"finetune"}
+    assert set(scratch["minutes"]) == {"finetune"}
+    assert set(scratch["options"]) == {"finetune", "evaluate", "cross_validate"}
+    assert records["external"]["draw_0", 0]["external"] == ["other"]
     assert records["stable"]["draw_0", 0]["options"]["pretrain"]["max_train_steps"] == 3
     assert records["stable"]["draw_1", 0]["options"]["finetune"]["group_column_name"] == "patient"
 
@@ -160,6 +166,258 @@ def test_what_is_there_is_not_run_again(study, recipe, images, monkeypatch):
     path.write_text(text)
 
 
+def changed(recipe, folder, change):
+    """A recipe of the same name, with other content."""
+    content = yaml.safe_load(recipe.read_text())
+    change(content)
+    path = folder / recipe.name
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    return path
+
+
+@pytest.fixture
+def no_run(monkeypatch):
+    """Nothing is trained."""
+
+    def refuse(*args):
+        raise AssertionError("a run was started")
+
+    for script in (reproduce.cross_validate, reproduce.pretrain):
+        monkeypatch.setattr(script, "main", refuse)
+
+
+def rate(content):
+    content["finetune"]["learning_rate"] = 0.01
+
+
+def train_split(content):
+    content["reproduce"]["protocols"]["random"]["train_split"] = "train,test"
+
+
+def pretraining(content):
+    content["pretrain"]["max_train_steps"] = 4
+
+
+def other_sets(content):
+    content["reproduce"]["variants"]["external"]["external"] = ["other", "more"]
+
+
+def checkpoint(content):
+    content["reproduce"]["variants"]["scratch"]["model_name_or_path"] = "somebody/encoder"
+
+
+def no_pretraining(content):
+    content["reproduce"]["variants"]["stable"]["skip_pretraining"] = True
+
+
+def data_set(content):
+    content["reproduce"]["data"] = "OTHER"
+
+
+def validation(content):
+    content["cross_validate"] = {"split_seed": 5}
+
+
+@pytest.mark.parametrize("tables_only", ["true", "false"])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (rate, r"learning_rate \(finetune\): None -> 0.01"),
+        (train_split, r"train_split \(cross_validate.*\): train -> train,test"),
+        (pretraining, r"max_train_steps \(pretrain\): 3 -> 4"),
+        (other_sets, r"external: \['other'\] -> \['other', 'more'\]"),
+        (checkpoint, r"started_from: {} -> {'finetune': '\w{12}'}"),
+        (no_pretraining, "pretrain: done -> not done"),
+        (data_set, "data: TINY -> OTHER"),
+        (validation, r"split_seed \(cross_validate\): 0 -> 5"),
+    ],
+)
+def test_records_of_other_options_are_refused(
+    change, message, tables_only, study, recipe, images, tmp_path, no_run
+):
+    """Also where a run is missing, which would be done with the new options."""
+    shutil.copytree(study / "results", tmp_path / "results")
+    for path in (tmp_path / "results").rglob("draw_1-seed_0.json"):
+        path.unlink()
+    other = changed(recipe, tmp_path, change)
+    with pytest.raises(ValueError, match=message) as error:
+        start(other, images, tmp_path, "--tables_only", tables_only)
+    assert "draw_0-seed_0.json" in str(error.value)
+    assert "delete these" in str(error.value)
+
+
+def test_options_that_change_no_result_are_no_others(study, recipe, images, tmp_path, no_run):
+    def change(content):
+        content["common"]["logging_steps"] = 7
+        content["evaluate"]["num_resamples"] = 30
+
+    start(changed(recipe, tmp_path, change), images, study)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (other_sets, r"external: \['other'\] -> \['other', 'more'\]"),
+        (pretraining, r"max_train_steps \(pretrain\): 3 -> 4"),
+    ],
+)
+def test_a_run_goes_on_only_as_it_began(change, message, study, recipe, images, tmp_path, no_run):
+    """Without its record, only its folder tells how an encoder was pretrained."""
+    other = changed(recipe, tmp_path, change)
+    with pytest.raises(ValueError, match=message):
+        start(other, images, study, "--variants", "external", "--results_dir", tmp_path / "results")
+    assert not list((tmp_path / "results").rglob("*.json"))
+
+
+def test_an_encoder_of_unknown_sets_is_refused(study, recipe, images, tmp_path, no_run):
+    place = tmp_path / "runs/external/draw_0-seed_0"
+    shutil.copytree(study / "runs/external/draw_0-seed_0/pretrain", place / "pretrain")
+    with pytest.raises(ValueError, match=r"no run.json .* which sets it was pretrained on"):
+        start(recipe, images, tmp_path, "--variants", "external")
+    (place / "run.json").write_text("{}")
+    with pytest.raises(ValueError, match="cannot be read"):
+        start(recipe, images, tmp_path, "--variants", "external")
+
+
+def test_two_protocols_of_one_record_must_agree(study, recipe, images, tmp_path, no_run):
+    def again(content, **options):
+        protocols = content["reproduce"]["protocols"]
+        protocols["again"] = {**protocols["random"], "columns": ["draw_1"], **options}
+
+    other = changed(recipe, tmp_path, lambda content: again(content, train_split="train,test"))
+    with pytest.raises(ValueError, match=r"protocols random and again both have draw_1.*train_spl"):
+        start(other, images, tmp_path)
+    other = changed(recipe, tmp_path, lambda content: again(content, title="once more"))
+    start(other, images, study)
+    assert "**TINY, once more**" in (study / "results/tiny.md").read_text()
+
+
+def scratch_only(content, *columns):
+    content["reproduce"]["protocols"]["random"]["columns"] = list(columns)
+    content["reproduce"]["variants"] = {"from scratch": {"skip_pretraining": True}}
+
+
+@pytest.fixture
+def renamed(images, tmp_path):
+    """The images, their two draws in columns with names that are no folders' names."""
+    copy = tmp_path / "renamed" / "target"
+    shutil.copytree(images, copy)
+    table = copy / "metadata.csv"
+    table.write_text(table.read_text().replace("draw_0,draw_1", "paper split 0,by/patient"))
+    return copy
+
+
+def test_columns_of_any_name_are_run_and_found_again(recipe, renamed, tmp_path, monkeypatch):
+    columns = ("paper split 0", "by/patient")
+    other = changed(recipe, tmp_path, lambda content: scratch_only(content, *columns))
+    start(other, renamed, tmp_path)
+    files = sorted(p.relative_to(tmp_path) for p in (tmp_path / "results").rglob("*.json"))
+    folder = Path("results/tiny/from_scratch")
+    assert files == [folder / "by_patient-seed_0.json", folder / "paper_split_0-seed_0.json"]
+    found = read_records(tmp_path / "results", "tiny")["from scratch"]
+    assert set(found) == {(column, 0) for column in columns}
+    assert "| from scratch | 2 |" in (tmp_path / "results/tiny.md").read_text()
+    monkeypatch.setattr(reproduce.cross_validate, "main", None)  # would be called
+    start(other, renamed, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [(["a b", "a_b"], "rename one"), (["a,b"], "'a,b'; rename it"), ([" a"], "' a'; rename it")],
+)
+def test_columns_that_cannot_be_told_apart(columns, message, recipe, images, tmp_path, no_run):
+    other = changed(recipe, tmp_path, lambda content: scratch_only(content, *columns))
+    with pytest.raises(ValueError, match=message):
+        start(other, images, tmp_path)
+
+
+def test_a_record_has_the_revision_the_run_began_with(recipe, images, tmp_path, monkeypatch):
+    """Another one at its end, or when it goes on after an interruption, is named too."""
+    other = changed(recipe, tmp_path, lambda content: scratch_only(content, "draw_0", "draw_1"))
+    now = iter(["a1", "a1", "a1", "b2", "b2", "b2"])
+    monkeypatch.setattr(reproduce, "revision", lambda: next(now))
+    run = reproduce.cross_validate.main
+
+    def stop_at_the_second(words):
+        if "draw_1" in words:
+            raise KeyboardInterrupt
+        return run(words)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(reproduce.cross_validate, "main", stop_at_the_second)
+        with pytest.raises(KeyboardInterrupt):
+            start(other, images, tmp_path)
+    next(now)  # the code is changed
+    start(other, images, tmp_path)
+    records = read_records(tmp_path / "results", "tiny")["from scratch"]
+    assert records["draw_0", 0]["revision"] == "a1"
+    assert records["draw_1", 0]["revision"] == "a1, then b2"
+    line = "Revisions of the code: a1 (1 run); a1, then b2 (1 run)."
+    assert line in (tmp_path / "results/tiny.md").read_text().splitlines()
+
+
+def test_a_recipe_changed_during_a_run_leaves_no_record(recipe, images, tmp_path, monkeypatch):
+    other = changed(recipe, tmp_path, lambda content: scratch_only(content, "draw_0"))
+    run = reproduce.cross_validate.main
+
+    def change_first(words):
+        changed(other, tmp_path, rate)
+        return run(words)
+
+    monkeypatch.setattr(reproduce.cross_validate, "main", change_first)
+    with pytest.raises(ValueError, match=r"learning_rate \(finetune\): None -> 0.01"):
+        start(other, images, tmp_path)
+    assert not list((tmp_path / "results").rglob("*.json"))
+
+
+def test_a_row_is_of_records_of_one_kind(study, recipe, tmp_path):
+    """From the records alone, whatever the recipe has."""
+    shutil.copytree(study / "results", tmp_path / "results")
+    path = tmp_path / "results/tiny/stable/draw_1-seed_0.json"
+    record = json.loads(path.read_text())
+    plan = yaml.safe_load(recipe.read_text())["reproduce"]
+    assert "Revisions of the code" not in tables(tmp_path / "results", "tiny", plan)
+    path.write_text(json.dumps({**record, "revision": "0123abc"}))
+    text = tables(tmp_path / "results", "tiny", plan)
+    assert re.search(r"^Revisions of the code: 0123abc \(1 run\); .* \(5 runs\)\.$", text, re.M)
+    record["options"]["finetune"]["weight_decay"] = 0.5
+    path.write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=r"stable: .*weight_decay \(finetune\): 0.05 -> 0.5"):
+        tables(tmp_path / "results", "tiny", plan)
+
+
+def test_an_interval_that_is_not_known_is_a_dash(study, recipe, tmp_path):
+    """All images of a class are of one patient."""
+    shutil.copytree(study / "results", tmp_path / "results")
+    for path in (tmp_path / "results").rglob("*.json"):
+        record = json.loads(path.read_text())
+        record["groups"] = [
+            "one" if label else group for group, label in zip(record["groups"], record["truth"])
+        ]
+        path.write_text(json.dumps(record))
+    text = tables(tmp_path / "results", "tiny", yaml.safe_load(recipe.read_text())["reproduce"])
+    rows = [line.split("|") for line in text.splitlines() if line.startswith("| ours")]
+    assert " to " in rows[0][4]
+    assert rows[0][6] == " - "
+    areas = text[text.index("difference in AUC") :]
+    assert re.search(r"^\| stable - scratch \| 2 \| [+-][\d.]+ \| - \| ", areas, re.M)
+    assert "nan" not in text
+
+
+def test_records_that_are_published_are_of_their_recipe(tmp_path, no_run):
+    """They are older than some of what a record has now."""
+    recipe = RECIPES / "covid_ct_cpu.yaml"
+    results = tmp_path / "results"
+    shutil.copytree(RECIPES / "results" / recipe.stem, results / recipe.stem)
+    options = ["--results_dir", str(results), "--tables_only", "true"]
+    assert reproduce.main(["--recipe", str(recipe), *options]) == 0
+    written = (results / "covid_ct_cpu.md").read_text()
+    assert written == (RECIPES / "results/covid_ct_cpu.md").read_text()
+    other = changed(recipe, tmp_path, rate)
+    with pytest.raises(ValueError, match=r"learning_rate \(finetune\): 0.0005 -> 0.01"):
+        reproduce.main(["--recipe", str(other), *options])
+
+
 def test_copies_of_test_images_are_not_pretrained_on(images, tmp_path):
     path = tmp_path / "table" / "images.csv"
     counts = write_external_table(path, images, "draw_0", "train", [images.parent / "other"])
@@ -169,6 +427,24 @@ def test_copies_of_test_images_are_not_pretrained_on(images, tmp_path):
     assert "copy_of_test.png" not in names
     assert "copy_of_train.png" in names
     assert "scan_00.png" not in names  # a test image itself
+
+
+def test_the_protocols_own_training_part_is_pretrained_on(recipe, images, tmp_path, monkeypatch):
+    """Wherever the recipe names it: with another part, test images would be pretrained on."""
+
+    def turn_round(content):
+        content["cross_validate"] = {"train_split": "test", "test_split": "train"}
+
+    def stop(words):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(reproduce.pretrain, "main", stop)
+    with pytest.raises(KeyboardInterrupt):
+        start(changed(recipe, tmp_path, turn_round), images, tmp_path, "--variants", "external")
+    with open(tmp_path / "runs/external/draw_0-seed_0/external/images.csv", newline="") as file:
+        names = [Path(row["file_name"]) for row in csv.DictReader(file)]
+    own = {int(name.stem[-2:]) for name in names if name.parent == images}
+    assert own == {i for i in range(24) if i // 2 % 3 == 0}
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,9 @@ import pytest
 from scipy import stats
 from sklearn.metrics import accuracy_score, roc_auc_score
 
+from sssd_hf.evaluation.intervals import MEANS_OVER_IMAGES, bootstrap_intervals
 from sssd_hf.evaluation.protocols import Draw
-from sssd_hf.evaluation.studies import adjust, compare_runs, summarise_runs
+from sssd_hf.evaluation.studies import REPORTED, adjust, compare_runs, summarise_runs
 
 
 def make_runs(skill, draws=4, seed=0, same_test=False):
@@ -71,6 +72,42 @@ def test_the_bootstrap_draws_a_patient_in_all_runs_or_in_none():
     assert (found["low"], found["high"]) == pytest.approx(
         tuple(np.quantile(means, [0.025, 0.975])), abs=0.012
     )
+
+
+def one_positive_patient(run):
+    """All positive images are of one patient."""
+    return dataclasses.replace(run, groups=np.where(run.labels == 1, "p1", run.groups))
+
+
+@pytest.mark.parametrize("case", ["several", "one positive patient", "one patient"])
+def test_the_interval_of_one_run_is_that_of_one_evaluation(case):
+    (run,) = make_runs(0.8, draws=1)
+    if case == "one positive patient":
+        run = one_positive_patient(run)
+    elif case == "one patient":
+        run = dataclasses.replace(run, groups=np.full(40, "p"))
+    found = summarise_runs([run], num_resamples=300, seed=3)
+    expected = bootstrap_intervals(
+        run.labels, run.probabilities, run.groups, num_resamples=300, seed=3
+    )
+    for name in REPORTED:
+        assert (found[name]["low"], found[name]["high"]) == pytest.approx(
+            expected[name], nan_ok=True
+        )
+
+
+def test_a_class_in_one_patient_of_one_run_shows_no_spread():
+    """The mean over the runs has no more than its least known part."""
+    runs = make_runs(0.8, draws=3)
+    runs[1] = one_positive_patient(runs[1])
+    found = summarise_runs(runs, num_resamples=100)
+    compared = compare_runs(runs, runs, num_resamples=100)
+    for name in REPORTED:
+        known = name in MEANS_OVER_IMAGES
+        assert np.isfinite(found[name]["mean"])
+        assert np.isfinite([found[name]["low"], found[name]["high"]]).all() == known
+        assert np.isfinite(compared[name]["bootstrap"]["low"]) == known
+        assert np.isfinite(compared[name]["bootstrap"]["p"]) == known
 
 
 def test_images_are_the_units_where_patients_are_not_known():

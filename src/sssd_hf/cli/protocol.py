@@ -204,16 +204,21 @@ def _folds(dataset, data, protocol):
     return found
 
 
+def folder_name(name: str) -> str:
+    """A split column's name, or any other, as the name of one folder."""
+    return re.sub(r"[^\w.-]+", "_", name)
+
+
 def _named_splits(dataset, data, protocol):
     """Each a repeat of its own, for their test images may be the same."""
     columns = [name.strip() for name in (data.split_column or "").split(",") if name.strip()]
     if len(columns) < 2:
-        name = re.sub(r"[^\w.-]+", "_", columns[0]) if columns else "split"
+        name = folder_name(columns[0]) if columns else "split"
         one = replace(data, split_column=columns[0] if columns else None)
         return [(name, 0, split_data(dataset, one, protocol.split_seed, None), name)]
     return [
         (
-            re.sub(r"[^\w.-]+", "_", column),
+            folder_name(column),
             number,
             split_data(dataset, replace(data, split_column=column), protocol.split_seed, None),
             f"{column} ({number + 1} of {len(columns)} splits)",

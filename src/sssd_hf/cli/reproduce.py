@@ -2,13 +2,15 @@
 
 `python scripts/reproduce.py --recipe recipes/covid_ct_cpu.yaml --data_dir COVID_CT`. The recipe's
 section "reproduce" has the plan. Each run pretrains, fine-tunes and evaluates, and leaves one small
-JSON in --results_dir; a run whose JSON is there is not done again, an interrupted one goes on. At
+JSON in --results_dir; a run whose JSON is there is not done again, an interrupted one goes on; with
+other options than those it was done or begun with it is neither, and the difference is named. At
 the end, and with --tables_only true, the tables are written from these files alone.
 """
 
+import json
 import logging
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +18,46 @@ import yaml
 
 from . import cross_validate, pretrain
 from .arguments import ReproduceArguments
+from .common import write_json
 from .external import write_external_table
-from .parsing import option_names, option_words, parse
-from .study_records import make_record, record_path, write_record
+from .parsing import as_dict, option_names, option_words, parse
+from .protocol import folder_name, read_options
+from .study_records import (
+    comparable,
+    differences,
+    digest,
+    make_record,
+    read_records,
+    record_path,
+    revision,
+    write_record,
+)
 from .study_tables import planned, tables
 
 logger = logging.getLogger("sssd_hf")
 PLAN_KEYS = {"data", "protocols", "variants"}
+BEGUN = "run.json"  # what decides a run, and the revisions of the code that it was done with
 
 
 @dataclass(frozen=True)
 class StudyRun:
     """One variant on one split with one seed; options beside those of the recipe."""
 
+    protocol: str
     variant: str
     split: str
     seed: int
     options: dict[str, Any]
     external: tuple[str, ...]
+
+    def place(self, arguments: ReproduceArguments) -> Path:
+        """Its folder."""
+        name = f"{folder_name(self.split)}-seed_{self.seed}"
+        return Path(arguments.output_dir) / folder_name(self.variant) / name
+
+    def record_path(self, arguments: ReproduceArguments, recipe: str) -> Path:
+        results_dir, study = Path(arguments.results_dir), Path(recipe).stem
+        return record_path(results_dir, study, self.variant, self.split, self.seed)
 
 
 def read_plan(recipe: str) -> dict[str, Any]:
@@ -59,7 +83,8 @@ def list_runs(plan: dict[str, Any], arguments: ReproduceArguments) -> list[Study
     """The runs asked for, protocol by protocol, run by run, so that an early end leaves pairs.
 
     Raises:
-        ValueError: a variant or protocol that the plan does not have.
+        ValueError: a variant or protocol that the plan does not have; a column whose name cannot
+            be given to --split_column.
     """
     chosen = {}
     for option, known in (("variants", plan["variants"]), ("protocols", plan["protocols"])):
@@ -71,14 +96,21 @@ def list_runs(plan: dict[str, Any], arguments: ReproduceArguments) -> list[Study
             )
         chosen[option] = names or list(known)
     runs = []
-    for protocol in (plan["protocols"][name] for name in chosen["protocols"]):
+    for name in chosen["protocols"]:
+        protocol = plan["protocols"][name]
+        wrong = [c for c in protocol["columns"] if "," in c or c != c.strip()]
+        if wrong:
+            raise ValueError(
+                f"protocol {name}: --split_column takes names by comma, so that no column can be "
+                f"called {wrong[0]!r}; rename it."
+            )
         shared = {k: v for k, v in protocol.items() if k not in ("title", "columns", "seeds")}
         for split, seed in planned(protocol):
             for variant in chosen["variants"]:
                 own = dict(plan["variants"][variant] or {})
                 own.pop("title", None)
                 external = tuple(own.pop("external", ()))
-                runs.append(StudyRun(variant, split, seed, {**shared, **own}, external))
+                runs.append(StudyRun(name, variant, split, seed, {**shared, **own}, external))
     return runs
 
 
@@ -91,45 +123,194 @@ def _words(options: dict[str, Any]) -> list[str]:
     return words
 
 
-def perform(run: StudyRun, arguments: ReproduceArguments, recipe: str, data: str) -> None:
-    """The three stages of a run, and its record."""
-    place = Path(arguments.output_dir) / run.variant / f"{run.split}-seed_{run.seed}"
-    words = ["--recipe", recipe, "--data_dir", arguments.data_dir, "--split_column", run.split]
-    words += [*_words(run.options), "--seeds", str(run.seed), "--output_dir", str(place)]
-    folders = {stage: place / run.split / stage for stage in ("finetune", "evaluate")}
+def protocol_words(run: StudyRun, arguments: ReproduceArguments, recipe: str) -> list[str]:
+    """The options of cross_validate and, through it, of the stages."""
+    place = run.place(arguments)
+    words = ["--recipe", recipe, "--data_dir", arguments.data_dir or ".", "--split_column"]
+    words += [run.split, *_words(run.options), "--seeds", str(run.seed), "--output_dir", str(place)]
+    if run.external:
+        words += ["--skip_pretraining", "true", "--model_name_or_path", str(place / "pretrain")]
+    return words
+
+
+def external_words(run: StudyRun, arguments: ReproduceArguments, recipe: str) -> list[str]:
+    """The options of the pretraining on other sets too."""
+    place = run.place(arguments)
+    known = option_names("pretrain") - {"train_split"}
+    words = ["--recipe", recipe, *_words({k: v for k, v in run.options.items() if k in known})]
+    words += ["--data_dir", str(_table(place)), "--split_column", "part", "--train_split", "train"]
+    words += ["--label_column_name", "", "--group_column_name", "", "--train_val_split", "0"]
+    words += ["--seed", str(run.seed), "--resume_from_checkpoint", "latest"]
+    return [*words, "--output_dir", str(place / "pretrain")]
+
+
+def _table(place: Path) -> Path:
+    return place / "external" / "images.csv"
+
+
+def decide(run: StudyRun, arguments: ReproduceArguments, recipe: str, data: str) -> dict[str, Any]:
+    """What decides a run, beside its split and seed: the data set, other sets it is pretrained on,
+    the weights it starts from, by their digest (a record has no path), and the options of each
+    script, of which those that change no result are left out."""
+    options = read_options("", protocol_words(run, arguments, recipe))
+    parsed = {stage: as_dict(*options.parsed[stage]) for stage in options.stages()}
+    if run.external:
+        parsed["pretrain"] = as_dict(*parse("pretrain", "", external_words(run, arguments, recipe)))
+    starts = {stage: parsed[stage].get("model_name_or_path") for stage in parsed}
+    for stage in ("evaluate", *(["finetune"] if run.external else [])):
+        del starts[stage]  # what the stage before has made
+    parsed["cross_validate"] = as_dict(options.data, options.protocol)
+    return {
+        "data": data,
+        "external": list(run.external),
+        "started_from": {k: digest(data, str(name)) for k, name in starts.items() if name},
+        "options": {script: comparable(values) for script, values in parsed.items()},
+    }
+
+
+def decide_all(
+    runs: list[StudyRun], arguments: ReproduceArguments, recipe: str, data: str
+) -> dict[Path, dict[str, Any]]:
+    """What decides each run, by the path of its record.
+
+    Raises:
+        ValueError: two runs that differ would leave one record.
+    """
+    kinds: dict[tuple[str, str], dict[str, Any]] = {}
+    found: dict[Path, tuple[StudyRun, dict[str, Any]]] = {}
+    for run in runs:
+        kind = run.protocol, run.variant
+        if kind not in kinds:  # neither the split nor the seed is part of it
+            kinds[kind] = decide(run, arguments, recipe, data)
+        path = run.record_path(arguments, recipe)
+        other, decided = found.setdefault(path, (run, kinds[kind]))
+        if (other.variant, other.split) != (run.variant, run.split):
+            raise ValueError(
+                f"--recipe {recipe}: {other.variant}, {other.split} and {run.variant}, {run.split} "
+                f"would both have the record {path}; rename one."
+            )
+        unlike = differences(decided, kinds[kind])
+        if unlike:
+            raise ValueError(
+                f"--recipe {recipe}: the protocols {other.protocol} and {run.protocol} both have "
+                f"{run.split}, seed {run.seed}, of which there is one record ({path}), but they "
+                f"differ in {'; '.join(unlike)}. Give one of them other seeds, or a copy of the "
+                "column under another name."
+            )
+    return {path: decided for path, (_, decided) in found.items()}
+
+
+def check_records(decided: dict[Path, dict[str, Any]], results_dir: Path, study: str) -> None:
+    """
+    Raises:
+        ValueError: a record that is there is of a run with other options or data than are asked
+            for now.
+    """
+    read_records(results_dir, study)  # refuses what is no record
+    unlike: dict[str, list[Path]] = {}
+    for path, wanted in decided.items():
+        if path.is_file():
+            found = differences(json.loads(path.read_text(encoding="utf-8")), wanted)
+            if found:
+                unlike.setdefault("; ".join(found), []).append(path)
+    if unlike:
+        listed = "\n".join(
+            f"{', '.join(map(str, paths))}: {values}" for values, paths in unlike.items()
+        )
+        raise ValueError(
+            "there are records of runs with other options or data than the recipe has now (record "
+            f"-> recipe):\n{listed}\nGo back to those of the records, delete these so that the "
+            "runs are done again, or name another --results_dir."
+        )
+
+
+def check_begun(place: Path, decided: dict[str, Any]) -> list[str]:
+    """Revisions of the code that the run in `place` was begun with; none where it was not.
+
+    Raises:
+        ValueError: it was begun with other options or data. Of an encoder that was pretrained on
+            other sets nothing else would tell: the stages after it only know its folder.
+    """
+    path = place / BEGUN
+    if not path.is_file():
+        if decided["external"] and (place / "pretrain").exists():
+            raise ValueError(
+                f"{place / 'pretrain'}: there is no {BEGUN} beside it that tells which sets it was "
+                "pretrained on. Delete it, or name another --output_dir."
+            )
+        return ["unknown"] if (place / cross_validate.DESCRIPTION).is_file() else []
+    try:
+        begun = json.loads(path.read_text(encoding="utf-8"))
+        found, revisions = differences(begun["decided"], decided), list(begun["revisions"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path}: cannot be read ({error!r}). Delete {place}, or name another --output_dir."
+        ) from error
+    if found:
+        raise ValueError(
+            f"{place}: a run begun with other options or data than the recipe has now (begun with "
+            f"-> recipe): {'; '.join(found)}. Go back to those, delete the folder, or name another "
+            "--output_dir."
+        )
+    return revisions
+
+
+def perform(
+    run: StudyRun,
+    arguments: ReproduceArguments,
+    recipe: str,
+    decided: dict[str, Any],
+    started: str,
+) -> None:
+    """The three stages of a run, and its record.
+
+    Args:
+        decided: as `decide` tells.
+        started: the revision of the code that this process has loaded; by the time of the record
+            there may be another.
+
+    Raises:
+        ValueError: as `check_begun`; the recipe was changed while the run was done.
+    """
+    place = run.place(arguments)
+    revisions = check_begun(place, decided)
+    revisions += [started] if started not in revisions[-1:] else []
+    place.mkdir(parents=True, exist_ok=True)
+    write_json(place / BEGUN, {"decided": decided, "revisions": revisions})
+    inner = place / folder_name(run.split)
+    folders = {stage: inner / stage for stage in ("finetune", "evaluate")}
     if run.external:
         folders["pretrain"] = place / "pretrain"
-        pretrain_on_more(run, arguments, recipe, place)
-        words += ["--skip_pretraining", "true", "--model_name_or_path", str(place / "pretrain")]
-    elif not run.options.get("skip_pretraining"):
-        folders["pretrain"] = place / run.split / "pretrain"
-    cross_validate.main(words)
-    record = make_record(folders, data, run.variant, run.split, run.seed)
-    name = Path(recipe).stem
-    write_record(
-        record_path(Path(arguments.results_dir), name, run.variant, run.split, run.seed), record
-    )
+        train_split = decided["options"]["cross_validate"]["train_split"]
+        pretrain_on_more(run, arguments, recipe, train_split)
+    elif "pretrain" in decided["options"]:
+        folders["pretrain"] = inner / "pretrain"
+    cross_validate.main(protocol_words(run, arguments, recipe))
+    ended = revision()
+    revisions += [ended] if ended != revisions[-1] else []
+    record = make_record(folders, run.variant, run.split, run.seed, decided, revisions)
+    found = differences(decided, record)
+    if found:
+        raise ValueError(
+            f"{place}: the run was not done as the recipe was when it began ({'; '.join(found)}), "
+            "so that it has no record. Leave the recipe as it is while it is read, delete the "
+            "folder, and start again."
+        )
+    write_record(run.record_path(arguments, recipe), record)
 
 
 def pretrain_on_more(
-    run: StudyRun, arguments: ReproduceArguments, recipe: str, place: Path
+    run: StudyRun, arguments: ReproduceArguments, recipe: str, train_split: str | None
 ) -> None:
     """Pretraining on the training images of the target and on those of other sets, without what is
     a near copy of a test image."""
-    if (place / "pretrain" / "all_results.json").is_file():
+    place = run.place(arguments)
+    if (place / "pretrain" / "all_results.json").is_file():  # of this run: see check_begun
         return
     beside = Path(arguments.external_dir or Path(arguments.data_dir).parent)
     folders = [beside / name for name in run.external]
-    table = place / "external" / "images.csv"
-    common = yaml.safe_load(Path(recipe).read_text(encoding="utf-8")).get("common") or {}
-    train = run.options.get("train_split", common.get("train_split"))
-    write_external_table(table, Path(arguments.data_dir), run.split, train, folders)
-    known = option_names("pretrain") - {"train_split"}
-    words = ["--recipe", recipe, *_words({k: v for k, v in run.options.items() if k in known})]
-    words += ["--data_dir", str(table), "--split_column", "part", "--train_split", "train"]
-    words += ["--label_column_name", "", "--group_column_name", "", "--train_val_split", "0"]
-    words += ["--seed", str(run.seed), "--resume_from_checkpoint", "latest"]
-    pretrain.main([*words, "--output_dir", str(place / "pretrain")])
+    write_external_table(_table(place), Path(arguments.data_dir), run.split, train_split, folders)
+    pretrain.main(external_words(run, arguments, recipe))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -141,23 +322,26 @@ def main(argv: list[str] | None = None) -> int:
         "reproduce", __doc__, [w for name, words in given if name != "recipe" for w in words]
     )
     plan = read_plan(recipe)
-    name, results_dir = Path(recipe).stem, Path(arguments.results_dir)
-    runs = list_runs(plan, arguments)
-    left = [
-        run
-        for run in runs
-        if not record_path(results_dir, name, run.variant, run.split, run.seed).is_file()
-    ]
+    name, results_dir, started = Path(recipe).stem, Path(arguments.results_dir), revision()
+    # all of the plan, for the tables are of all records that are there
+    every = list_runs(plan, replace(arguments, variants="", protocols=""))
+    decided = decide_all(every, arguments, recipe, plan["data"])
+    check_records(decided, results_dir, name)
+    # a run of two protocols is one
+    runs = {run.record_path(arguments, recipe): run for run in list_runs(plan, arguments)}
+    left = {path: run for path, run in runs.items() if not path.is_file()}
     if not arguments.tables_only:
         if left and not arguments.data_dir:
             raise ValueError("--data_dir: name the folder of the images.")
-        for number, run in enumerate(left, 1):
+        for path, run in left.items():  # before the first of them takes its hours
+            check_begun(run.place(arguments), decided[path])
+        for number, (path, run) in enumerate(left.items(), 1):
             print(
                 f"\n=== run {number} of {len(left)} ({len(runs) - len(left)} are there already): "
                 f"{run.variant}, {run.split}, seed {run.seed}",
                 flush=True,
             )
-            perform(run, arguments, recipe, plan["data"])
+            perform(run, arguments, recipe, decided[path], started)
     text = tables(results_dir, name, plan)
     path = results_dir / f"{name}.md"
     path.parent.mkdir(parents=True, exist_ok=True)

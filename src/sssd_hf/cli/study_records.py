@@ -16,6 +16,7 @@ import yaml
 
 from ..evaluation.metrics import to_json
 from ..evaluation.protocols import Draw
+from .protocol import folder_name
 
 # of the options: where things lie and how much is said; nothing that changes a result
 LEFT_OUT = {
@@ -23,7 +24,14 @@ LEFT_OUT = {
     "overwrite_output_dir", "splits_file", "report_to", "compare_with", "audit_dir",
     "pretraining_dir", "push_to_hub", "hub_model_id", "report",
 }  # fmt: skip
-STAGES = ("pretrain", "finetune", "evaluate")
+# these are kept, but two runs that differ in them are runs of one kind: speed and what is written,
+# and what a record is named by
+NOT_COMPARED = LEFT_OUT | {
+    "cache", "logging_steps", "checkpointing_steps", "checkpointing_minutes", "save_total_limit",
+    "per_device_eval_batch_size", "num_resamples", "aggregation", "subgroup_columns",
+    "hub_private_repo", "hub_revision", "hub_tag", "split_column", "seed", "seeds",
+}  # fmt: skip
+TRAININGS = ("pretrain", "finetune")
 METRICS = ("accuracy", "balanced_accuracy", "roc_auc", "recall", "specificity", "f1")
 
 
@@ -59,18 +67,60 @@ def processor() -> str:
         return platform.processor() or platform.machine()
 
 
+def comparable(options: dict[str, Any]) -> dict[str, Any]:
+    """Of the options of a script, those that two runs of one kind have in common, as JSON has
+    them."""
+    return json.loads(json.dumps({k: v for k, v in options.items() if k not in NOT_COMPARED}))
+
+
+def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """In what two runs, or a run and what is asked for, are not of one kind; both are records or
+    what `make_record` takes as `decided`.
+
+    Options and scripts that only one of them has are not compared, for a record may be older than
+    an option is; but both must have pretrained, or neither.
+    """
+    found: dict[tuple[str, str], list[str]] = {}
+    for name, default in (("data", None), ("external", []), ("started_from", {})):
+        first, second = before.get(name, default), now.get(name, default)
+        if first != second:
+            found[name, f"{first} -> {second}"] = []
+    stages = before.get("options", {}), now.get("options", {})
+    for stage in TRAININGS:
+        if (stage in stages[0]) != (stage in stages[1]):
+            there = ["done" if stage in part else "not done" for part in stages]
+            found[stage, " -> ".join(there)] = []
+    for stage in stages[0].keys() & stages[1].keys():
+        first, second = (comparable(part[stage]) for part in stages)
+        for name in first.keys() & second.keys():
+            if first[name] != second[name]:
+                found.setdefault((name, f"{first[name]} -> {second[name]}"), []).append(stage)
+    return sorted(
+        f"{name} ({', '.join(sorted(where))}): {values}" if where else f"{name}: {values}"
+        for (name, values), where in found.items()
+    )
+
+
 def make_record(
-    folders: dict[str, Path], data: str, variant: str, split: str, seed: int
+    folders: dict[str, Path],
+    variant: str,
+    split: str,
+    seed: int,
+    decided: dict[str, Any],
+    revisions: list[str],
 ) -> dict[str, Any]:
     """What is kept of a run whose stages lie in `folders` (evaluate, finetune and, unless it began
     from random weights, pretrain).
 
     Args:
-        data: name of the data set, with which names are digested.
+        decided: the data set's name "data", with which names are digested; "external" and
+            "started_from"; "options" of each script, of which those that have no folder are kept.
+        revisions: of the code; several where it changed before the run was done.
     """
+    data = decided["data"]
     results = {stage: _read(folder / "all_results.json") for stage, folder in folders.items()}
-    options = {}
-    for stage in ("pretrain", "finetune"):
+    options = {k: v for k, v in decided["options"].items() if k not in TRAININGS}
+    for stage in TRAININGS:
         if stage in folders:
             recipe = yaml.safe_load((folders[stage] / f"{stage}_recipe.yaml").read_text())
             kept = {k: v for k, v in recipe[stage].items() if k not in LEFT_OUT}
@@ -83,7 +133,7 @@ def make_record(
     groups = [digest(data, row["group"]) for row in rows] if "group" in rows[0] else None
     minutes = {
         stage: round(results[stage]["train_runtime"] / 60, 2)
-        for stage in ("pretrain", "finetune")
+        for stage in TRAININGS
         if stage in folders
     }
     return {
@@ -91,10 +141,12 @@ def make_record(
         "variant": variant,
         "split": split,
         "seed": seed,
-        "revision": revision(),
+        "revision": ", then ".join(revisions),
         "versions": results["finetune"]["versions"],
         "hardware": results["finetune"].get("hardware", processor()),
         "minutes": minutes,
+        "external": decided["external"],
+        "started_from": decided["started_from"],
         "options": options,
         "num_train_images": results["finetune"]["num_train_images"] + validation,
         "metrics": {name: to_json(results["evaluate"][name]) for name in METRICS},
@@ -113,7 +165,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def record_path(results_dir: Path, study: str, variant: str, split: str, seed: int) -> Path:
-    return results_dir / study / variant / f"{split}-seed_{seed}.json"
+    return results_dir / study / folder_name(variant) / f"{folder_name(split)}-seed_{seed}.json"
 
 
 def write_record(path: Path, record: dict[str, Any]) -> None:

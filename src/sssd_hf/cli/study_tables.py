@@ -1,12 +1,14 @@
 """The tables of a study, in Markdown, from the records of its runs and nothing else."""
 
+from collections import Counter
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..evaluation.studies import adjust, compare_runs, summarise_runs
-from .study_records import draw_of, read_records
+from .study_records import differences, draw_of, read_records
 
 Records = dict[tuple[str, int], dict[str, Any]]
 
@@ -24,6 +26,37 @@ def _percent(value: float) -> str:
     return f"{100 * value:.1f}"
 
 
+def check_agreement(variant: str, records: Records) -> None:
+    """
+    Raises:
+        ValueError: records of one row of a table are not of one kind.
+    """
+    for places in combinations(records, 2):
+        found = differences(*(records[place] for place in places))
+        if found:
+            names = [f"{split}, seed {seed}" for split, seed in places]
+            raise ValueError(
+                f"{variant}: the records of {names[0]} and {names[1]} differ, and a mean of both "
+                f"would be of nothing: {'; '.join(found)}. Delete the records of the runs that "
+                "are to be done again, or name another --results_dir."
+            )
+
+
+def revisions_line(parts: dict[str, Records]) -> list[str]:
+    """Where runs of a table were done with several revisions of the code, how many with which."""
+    counts = Counter(r["revision"] for records in parts.values() for r in records.values())
+    if len(counts) < 2 and not any(", then " in name for name in counts):
+        return []
+    listed = "; ".join(
+        f"{name} ({count} run{'s' if count > 1 else ''})" for name, count in sorted(counts.items())
+    )
+    return ["", f"Revisions of the code: {listed}."]
+
+
+def _interval(low: float, high: float, form: str) -> str:
+    return "-" if np.isnan(low) else f"{low:{form}} to {high:{form}}"
+
+
 def summary_row(records: Records, places: list[tuple[str, int]], name: str) -> str:
     """variant, runs, accuracy with spread, its interval, AUC with spread, its interval, minutes."""
     found = summarise_runs([draw_of(record) for record in records.values()])
@@ -37,8 +70,8 @@ def summary_row(records: Records, places: list[tuple[str, int]], name: str) -> s
     runs = f"{len(records)}" if len(records) == len(places) else f"{len(records)} of {len(places)}"
     return (
         f"| {name} | {runs} | {_percent(accuracy['mean'])}{spread} | "
-        f"{_percent(accuracy['low'])} to {_percent(accuracy['high'])} | "
-        f"{area['mean']:.3f}{area_spread} | {area['low']:.3f} to {area['high']:.3f} | "
+        f"{_interval(100 * accuracy['low'], 100 * accuracy['high'], '.1f')} | "
+        f"{area['mean']:.3f}{area_spread} | {_interval(area['low'], area['high'], '.3f')} | "
         f"{minutes:.0f} |"
     )
 
@@ -63,14 +96,14 @@ def comparison_rows(
     for (variant, count), comparison in zip(others, found):
         row = comparison[metric]
         drawn, test = row["bootstrap"], row["resampled_t"]
-        low, high = (f"{scale * drawn[end]:+.{digits}f}" for end in ("low", "high"))
-        over_draws = "-"
-        if test is not None:
-            ends = " to ".join(f"{scale * test[end]:+.{digits}f}" for end in ("low", "high"))
-            over_draws = f"{ends}, p {test['p_holm']:.2g}"
+        cells = ["-", "-"]
+        for number, part in enumerate((drawn, test)):
+            if part is not None and not np.isnan(part["low"]):
+                ends = _interval(scale * part["low"], scale * part["high"], f"+.{digits}f")
+                cells[number] = f"{ends}, p {part['p_holm']:.2g}"
         rows.append(
             f"| {main} - {variant} | {count} | {scale * row['mean']:+.{digits}f} | "
-            f"{low} to {high}, p {drawn['p_holm']:.2g} | {over_draws} |"
+            f"{cells[0]} | {cells[1]} |"
         )
     return rows
 
@@ -82,6 +115,9 @@ def tables(results_dir: Path, name: str, plan: dict[str, Any]) -> str:
         name: of the study: its folder in `results_dir`.
         plan: the recipe's section "reproduce": data, protocols (name -> {title, columns, seeds}),
             variants (name -> {title}); the first variant is the main one.
+
+    Raises:
+        ValueError: as `check_agreement`.
     """
     study = read_records(results_dir, name)
     variants = {key: value or {} for key, value in plan["variants"].items()}
@@ -93,6 +129,8 @@ def tables(results_dir: Path, name: str, plan: dict[str, Any]) -> str:
         parts = {key: part for key, part in parts.items() if part}
         if not parts:
             continue
+        for key, part in parts.items():
+            check_agreement(key, part)
         lines += [
             f"**{plan['data']}, {protocol['title']}**",
             "",
@@ -110,5 +148,5 @@ def tables(results_dir: Path, name: str, plan: dict[str, Any]) -> str:
                     "| --- | --- | --- | --- | --- |",
                     *comparison_rows(parts, places, main, metric),
                 ]
-        lines.append("")
+        lines += [*revisions_line(parts), ""]
     return "\n".join(lines).rstrip() + "\n"

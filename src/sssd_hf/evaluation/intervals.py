@@ -73,6 +73,15 @@ def shows_every_class(labels, num_classes: int, groups=None) -> bool:
     return 1 not in np.bincount(strata)
 
 
+def draw_strata(labels, num_classes, groups=None) -> tuple[np.ndarray, np.ndarray]:
+    """Index of each image's group, int [N], and the stratum in which each group is drawn, int [G]:
+    one for all, where a stratum would have a single group, which was then drawn in every draw."""
+    labels = np.asarray(labels)
+    group_index = _group_indices(groups, len(labels))
+    strata = _strata(labels, num_classes, group_index)
+    return group_index, np.zeros_like(strata) if 1 in np.bincount(strata) else strata
+
+
 def resampled_weights(
     labels, num_classes: int, groups=None, *, num_resamples=2000, seed=0
 ) -> Iterator[np.ndarray]:
@@ -82,10 +91,7 @@ def resampled_weights(
     stratified by the label that most of their images have (see there for when they are not).
     """
     labels = np.asarray(labels)
-    group_index = _group_indices(groups, len(labels))
-    strata = _strata(labels, num_classes, group_index)
-    if 1 in np.bincount(strata):
-        strata = np.zeros_like(strata)
+    group_index, strata = draw_strata(labels, num_classes, groups)
     generator = np.random.default_rng(seed)
     rows = max(1, CHUNK_ELEMENTS // max(1, len(labels)))
     for start in range(0, num_resamples, rows):

@@ -9,7 +9,14 @@ from __future__ import annotations
 import numpy as np
 
 from sssd_hf.evaluation.comparison import bootstrap_p_value, corrected_resampled_t_test, holm
-from sssd_hf.evaluation.intervals import draw_groups, percentile_interval
+from sssd_hf.evaluation.intervals import (
+    MEANS_OVER_IMAGES,
+    count_groups,
+    draw_groups,
+    draw_strata,
+    percentile_interval,
+    shows_every_class,
+)
 from sssd_hf.evaluation.metrics import check_predictions
 from sssd_hf.evaluation.protocols import Draw, size_ratio
 from sssd_hf.evaluation.resampling import resampled_metrics
@@ -26,19 +33,30 @@ def _units(draw: Draw) -> list[str]:
 
 def _bootstrap(runs: list[Draw], num_resamples: int, seed: int) -> list[dict[str, np.ndarray]]:
     """Metrics [R] of each run, on the same R draws of the groups of all of them: a patient who is
-    in the test sets of several runs is drawn in all or in none."""
-    ids, index = np.unique(np.concatenate([_units(run) for run in runs]), return_inverse=True)
+    in the test sets of several runs is drawn in all or in none.
+
+    A metric whose spread the draws cannot show in one of the runs is all NaN, by the rule of
+    `bootstrap_intervals`: with a class in a single group all but means over the images, with a
+    single group everything."""
     labels = np.concatenate([run.labels for run in runs])
+    units = np.concatenate([_units(run) for run in runs])
     num_classes = runs[0].probabilities.shape[1]
-    counts = np.zeros((len(ids), num_classes), dtype=np.int64)
-    np.add.at(counts, (index, labels), 1)
-    drawn = draw_groups(np.random.default_rng(seed), counts.argmax(axis=1), num_resamples)
+    index, strata = draw_strata(labels, num_classes, units)
+    drawn = draw_groups(np.random.default_rng(seed), strata, num_resamples)
     ends = np.cumsum([len(run.labels) for run in runs])
     parts = np.split(index, ends[:-1])
-    return [
-        resampled_metrics(run.labels, run.probabilities, drawn[:, part])
-        for run, part in zip(runs, parts)
-    ]
+    tested = [(labels, units), *((run.labels, _units(run)) for run in runs)]
+    shown = REPORTED
+    if any(count_groups(*part) < 2 for part in tested):
+        shown = ()
+    elif not all(shows_every_class(y, num_classes, groups) for y, groups in tested):
+        shown = MEANS_OVER_IMAGES
+    samples = []
+    for run, part in zip(runs, parts):
+        found = resampled_metrics(run.labels, run.probabilities, drawn[:, part])
+        unknown = np.full(num_resamples, np.nan)
+        samples.append({name: found[name] if name in shown else unknown for name in REPORTED})
+    return samples
 
 
 def _values(runs: list[Draw]) -> dict[str, np.ndarray]:
@@ -78,8 +96,8 @@ def summarise_runs(
 
     Returns metric -> values (one a run), mean, std (divided by J - 1; None for one run), min, max,
     low and high: the percentile bootstrap of groups, each draw applied to all runs, of the mean
-    over runs. It says how the mean would move with other test patients, not with other training
-    sets or seeds; std shows these.
+    over runs; NaN where the draws cannot show it (`bootstrap_intervals`). It says how the mean
+    would move with other test patients, not with other training sets or seeds; std shows these.
 
     Raises:
         ValueError: for no run, and as `check_predictions`.
