@@ -1,7 +1,7 @@
 """The README's speed table, from the JSON files that the benchmarks wrote.
 
 `python benchmarks/table.py [--device cuda]` writes Markdown beside them: `bars-DEVICE.md`, which
-the README shows (a bar is met, missed, or not measured), and `tables-DEVICE.md`.
+the README shows, and `tables-DEVICE.md`.
 """
 
 import argparse
@@ -32,6 +32,7 @@ BARS = {
     "memory": ("peak memory against stock, same architecture and batch", 0.8, 0.8, False),
     "mfu": ("MFU, base at 224, bf16", None, 0.5, True),
     "inference": ("`predict.py` against the stock pipeline, same files", 2.0, 5.0, True),
+    "batches": ("the same, the pipeline told to take batches of 64", None, None, True),
     "int8": ("int8 ONNX against fp32 ONNX, one image", 1.4, None, True),
 }
 SHARES = ("feeding", "distillation", "mfu")
@@ -51,6 +52,8 @@ def setting(case: dict) -> str:
     batch = f"batch {case['batch']}" if "batch" in case else None
     epochs = f"{case['epochs']} epochs" if "epochs" in case else None
     compiled = "compiled" if case.get("compiled") else None
+    if "kind" in case and precision is None:
+        precision = {"no": "fp32"}.get(case["kind"].split(", ")[-1])
     parts = [case.get("size"), decoder, pixels, precision, batch, epochs, compiled]
     return ", ".join(part for part in parts if part)
 
@@ -83,7 +86,7 @@ def measured(found: dict[str, dict]) -> Iterator[tuple[str, str, float]]:
         yield "inference", setting(case), case["ratio"]
         clock = found["inference"]["options"]["clock"]
         batches, own = (case["seconds"][w][clock] for w in ("pipeline, batches of 64", "own"))
-        yield "inference", f"{setting(case)}, the pipeline in batches of 64", batches / own
+        yield "batches", setting(case), batches / own
     for case in cases("latency"):
         alone = {name: times["milliseconds"] for name, times in case["one_image"].items()}
         if "own, onnx-int8" in alone and "own, onnx" in alone:
@@ -100,27 +103,61 @@ def latency(found: dict[str, dict]) -> Iterator[str]:
         yield f"| {setting(case)} | {' | '.join(times)} |"
 
 
-def bars(found: dict[str, dict], device: str) -> Iterator[str]:
-    yield "| | setting | measured | bar | |"
-    yield "| --- | --- | --- | --- | --- |"
-    seen = {}
+def by_bar(found: dict[str, dict]) -> dict[str, list[tuple[str, float]]]:
+    seen: dict[str, list[tuple[str, float]]] = {bar: [] for bar in BARS}
     for bar, which, value in measured(found):
-        seen.setdefault(bar, []).append((which, value))
-    for bar, (what, on_cpu, on_gpu, more_is_better) in BARS.items():
-        limit = on_gpu if device == "cuda" else on_cpu
-        for which, value in seen.get(bar, [("", None)]):
-            if value is None:
-                text, verdict = "", "not measured"
-            else:
-                text = f"{value:.1%}" if bar in SHARES else f"{value:.2f} x"
-                met = limit is None or (value >= limit if more_is_better else value <= limit)
-                verdict = "" if limit is None else "met" if met else "missed"
-            if limit is None:
-                wanted = "report"
-            else:
-                wanted = f"{limit:.0%}" if bar in SHARES else f"{limit:g} x"
-                wanted = (">= " if more_is_better else "<= ") + wanted
-            yield f"| {what} | {which} | {text} | {wanted} | {verdict} |"
+        seen[bar].append((which, value))
+    return seen
+
+
+def shown(bar: str, value: float) -> str:
+    return f"{value:.1%}" if bar in SHARES else f"{value:.2f} x"
+
+
+def is_met(bar: str, value: float, device: str) -> bool | None:
+    """None: there is no limit, the figure is for the reader."""
+    _, on_cpu, on_gpu, more_is_better = BARS[bar]
+    limit = on_gpu if device == "cuda" else on_cpu
+    if limit is None:
+        return None
+    return value >= limit if more_is_better else value <= limit
+
+
+def wanted(bar: str, device: str) -> str:
+    _, on_cpu, on_gpu, more_is_better = BARS[bar]
+    limit = on_gpu if device == "cuda" else on_cpu
+    if limit is None:
+        return ""
+    text = f"{limit:.0%}" if bar in SHARES else f"{limit:g} x"
+    return f"{'>=' if more_is_better else '<='} {text}"
+
+
+def bars(found: dict[str, dict], device: str) -> Iterator[str]:
+    """A line a bar: the range over the settings, and in how many of them it is met."""
+    yield "| | measured | wanted | met |"
+    yield "| --- | --- | --- | --- |"
+    for bar, cases in by_bar(found).items():
+        values = sorted(value for _, value in cases)
+        ends = [shown(bar, value) for value in (values[:1] + values[1:][-1:])]
+        verdicts = [is_met(bar, value, device) for value in values]
+        met = (
+            f"{sum(verdicts)} of {len(verdicts)} settings"
+            if values and None not in verdicts
+            else ""
+        )
+        text = " to ".join(ends) or "not measured"
+        yield f"| {BARS[bar][0]} | {text} | {wanted(bar, device)} | {met} |"
+
+
+def every_setting(found: dict[str, dict], device: str) -> Iterator[str]:
+    yield "| | setting | measured | wanted | |"
+    yield "| --- | --- | --- | --- | --- |"
+    words = {None: "", True: "met", False: "missed"}
+    for bar, cases in by_bar(found).items():
+        for which, value in cases:
+            verdict = words[is_met(bar, value, device)]
+            text = f"{shown(bar, value)} | {wanted(bar, device)} | {verdict}"
+            yield f"| {BARS[bar][0]} | {which} | {text} |"
 
 
 def rates(found: dict[str, dict]) -> Iterator[str]:
@@ -185,7 +222,8 @@ def main() -> None:
         sys.exit(f"no results of {arguments.device} in {arguments.results}: run `make bench` first")
     machines = sorted({described(content) for content in found.values()})
     head = "Medians of interleaved runs, measured on " + "; and on ".join(machines) + "."
-    tables = ["\n".join(part(found)) for part in (rates, memory, latency, growth, startup)]
+    tables = ["\n".join(every_setting(found, arguments.device))]
+    tables += ["\n".join(part(found)) for part in (rates, memory, latency, growth, startup)]
     published = ["| published, on other machines | figure |", "| --- | --- |"]
     tables.append("\n".join(published + [f"| {what} | {figure} |" for what, figure in YARDSTICKS]))
     for name, parts in (("bars", ["\n".join(bars(found, arguments.device))]), ("tables", tables)):
