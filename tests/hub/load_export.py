@@ -101,13 +101,16 @@ def load_timm(folder, inputs):
     built = timm.create_model(description["architecture"], **description["model_args"])
     assert type(built) is VisionTransformer
     built.load_state_dict(load_file(Path(folder) / "model.safetensors"), strict=True)
-    model = timm.create_model(f"local-dir:{folder}", pretrained=True)
-    for module in [*built.modules(), *model.modules()]:
+    for module in built.modules():
         if isinstance(module, torch.nn.LayerNorm):
             module.eps = description["sssd_hf"]["layer_norm_eps"]
+    readme = (Path(folder) / "README.md").read_text()
+    names = {"timm": timm, "FOLDER": folder}
+    # the lines that users are told to run
+    exec(readme.split("## This form")[1].split("```python\n")[1].split("```")[0], names)
     with torch.no_grad():
         images = torch.from_numpy(inputs["images"])
-        logits = model.eval()(images)
+        logits = names["model"].eval()(images)
         assert torch.equal(logits, built.eval()(images))
     return logits.numpy(), timm.__version__
 

@@ -43,6 +43,8 @@ MODELS = {
     "grey mean": {"pooling": "mean", "num_channels": 1, "intermediate_size": 64},
     "not square": {"image_size": (32, 48)},
     "no qkv bias": {"qkv_bias": False, "layer_norm_eps": 1e-12, "hidden_act": "gelu_new"},
+    # large enough to be seen in the logits
+    "other eps": {"layer_norm_eps": 0.1},
 }
 # form -> (the models it can hold, the loaders it is for)
 FORMS = {

@@ -136,6 +136,92 @@ def test_a_card_without_evaluation_says_so_in_its_first_line(folders):
     assert first.startswith("# ")
 
 
+def evaluated_card(folders, **changed):
+    """(text, metadata) of a card whose evaluation differs so."""
+    (folders[1] / "all_results.json").write_text(json.dumps({**EVALUATED, **changed}))
+    path = full_card(folders, dataset_title="COVID-CT")
+    card = ModelCard.load(path)
+    return body(path), card.data
+
+
+ALL = {"test_split": "all", "split_column": None, "split_source": "all images of the data"}
+ELSEWHERE = "Whether the tested images are of another hospital or device than those of the training"
+NOWHERE = "No evaluation on images of another hospital or device was given"
+
+
+def test_images_of_the_training_are_said_first_and_give_no_metadata(folders):
+    text, data = evaluated_card(
+        folders, **ALL, num_test_images_seen=203, num_groups_shared_with_training=95
+    )
+    first, second = text.strip().split("\n\n")[:2]
+    assert first.startswith("**Not a test: 203 of the 203 images were, by their file names, used")
+    assert second.startswith("**Not a test on new patients or groups: 95 of the 95 have images in")
+    assert text.strip().split("\n\n")[2].startswith("# ")
+    # whoever reads the table or the section alone learns it too
+    assert "| on 203 images of 95 patients or groups, 203 of them not new to the model |" in text
+    section = text.split("## Evaluation\n")[1].strip()
+    assert section.startswith("Not a test: 203 of the 203 images")
+    assert "model-index" not in folders[0].joinpath("README.md").read_text()
+    assert (data.eval_results, data.metrics) == (None, None)
+
+
+def test_patients_of_the_training_are_said_first_and_counted_in_the_metadata(folders):
+    text, data = evaluated_card(folders, num_test_images_seen=0, num_groups_shared_with_training=7)
+    assert text.strip().startswith("**Not a test on new patients or groups: 7 of the 95 have")
+    assert "Not a test:" not in text
+    told = data.eval_results[0].dataset_args
+    assert told["num_test_images_seen"] == 0
+    assert told["num_groups_shared_with_training"] == 7
+    assert told["protocol"].startswith("Not a test on new patients or groups: 7 of the 95")
+
+
+def test_all_images_of_other_data_are_no_test_split_of_the_trainings(folders):
+    text, data = evaluated_card(
+        folders, **ALL, num_test_images_seen=0, num_groups_shared_with_training=0
+    )
+    assert text.strip().startswith("# ")
+    assert "Test images: all images of the data that were given, not a split of them" in text
+    assert "Test split" not in text
+    assert "read these images 3 times" in text
+    assert ELSEWHERE in text
+    assert NOWHERE not in text
+    result = data.eval_results[0]
+    assert result.dataset_name == "all images of data that no record names"
+    assert result.dataset_split == "all"
+    assert result.dataset_args["num_test_images_seen"] == 0
+
+
+@pytest.mark.parametrize(
+    ("source", "column", "told"),
+    [
+        ("the column part", "part", "'test' of the column part;"),
+        ("the column split", None, "'test' of the column split;"),
+        ("the file 'St Mary/x' (cut by chance; seed 3)", None,
+         "'test', known from the file &lt;path&gt; (cut by chance; seed 3);"),
+        (None, None, "'test'; how its images were assigned is not recorded;"),
+    ],
+)  # fmt: skip
+def test_whence_the_test_split_is_known(folders, source, column, told):
+    text, _ = evaluated_card(folders, split_source=source, split_column=column)
+    assert f"Test split: {told}" in text
+    assert NOWHERE in text
+    assert ELSEWHERE not in text
+
+
+def test_what_is_not_known_of_the_training_is_a_limit(folders):
+    images, patients = (
+        f"Whether the training had some of the tested {what} is not recorded."
+        for what in ("images", "patients")
+    )
+    text, data = evaluated_card(folders)
+    assert images in text
+    assert patients in text
+    assert set(data.eval_results[0].dataset_args) == {"protocol"}
+    text, _ = evaluated_card(folders, num_test_images_seen=0, num_groups_shared_with_training=0)
+    assert images not in text
+    assert patients not in text
+
+
 def test_a_folder_with_a_config_alone_gets_a_card(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({**CONFIG, "architectures": ["SSSDModel"]}))
     text = write_card(tmp_path).read_text()
@@ -149,6 +235,7 @@ def test_hostile_text_is_shown_and_does_nothing(folders):
     (model / "config.json").write_text(json.dumps(config))
     results = {**EVALUATED, "labels": [HOSTILE, "b"], "interval_method": HOSTILE,
                "test_split": HOSTILE, "command": "python x.py '```' " + HOSTILE}  # fmt: skip
+    results |= {"split_source": HOSTILE, "num_groups_shared_with_training": HOSTILE}
     results["subgroups"] = {HOSTILE: EVALUATED["subgroups"]["sex"]}
     (evaluation / "all_results.json").write_text(json.dumps(results))
     audit.write_text(json.dumps({"findings": [{"severity": "note", "kind": "x", "text": HOSTILE}]}))

@@ -1,6 +1,8 @@
 """Exports of tiny random models, against the stock classes, ONNX Runtime and timm's names."""
 
 import json
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -176,6 +178,92 @@ def test_timm_gets_the_names_and_arguments_of_its_own(source, output, pooling):
     assert description["sssd_hf"]["calibration"] == CALIBRATION
     back = from_mae({"model": weights})[1]
     assert torch.equal(back["classifier.weight"], model.classifier.weight)
+
+
+class FakeTimm(torch.nn.Module):
+    """A ViT that is filled by timm's names and built, as timm's, with norms of 1e-6; what it
+    computes is this package's."""
+
+    def __init__(self, arguments):
+        super().__init__()
+        self.model = SSSDForImageClassification(
+            tiny_config(**LABELS, intermediate_size=64, image_size=arguments["img_size"][0])
+        )
+
+    def load_state_dict(self, weights, strict=True):
+        return self.model.load_state_dict(from_mae({"model": weights})[1], strict=strict)
+
+    def forward(self, pixels):
+        return self.model(pixels).logits
+
+
+def fake_timm(sources):
+    """`timm` as a module; `sources` are those of its `create_model`."""
+
+    def create_model(name, pretrained=False, **arguments):
+        source, _, folder = name.rpartition(":")
+        assert source in sources
+        if source:
+            with open(f"{folder}/config.json") as file:
+                arguments = json.load(file)["model_args"]
+        model = FakeTimm(arguments)
+        if source and pretrained:
+            model.load_state_dict(load_file(f"{folder}/model.safetensors"))
+        return model.eval()
+
+    module = types.ModuleType("timm")
+    module.create_model = create_model
+    return module
+
+
+def told_code(folder):
+    """The lines of Python in an export's README.md."""
+    return (folder / "README.md").read_text().split("```python\n")[1].split("```")[0]
+
+
+@pytest.mark.parametrize("eps", [0.5, 1e-6])
+@torch.no_grad()
+def test_timms_norms_get_the_models_epsilon_by_what_the_readme_tells(
+    source, output, monkeypatch, caplog, eps
+):
+    """Without timm, which this environment lacks: what was told is run on a stand-in."""
+    monkeypatch.setitem(sys.modules, "timm", fake_timm(["", "local-dir"]))
+    model = checkpoint(source, layer_norm_eps=eps)
+    results = run(source, "timm", output)
+    assert results["largest_difference"] < 1e-5
+    names = {"timm": sys.modules["timm"], "FOLDER": str(output)}
+    exec(told_code(output), names)
+    pixels = images(3, 3, 32, 32)
+    assert largest_difference(names["model"](pixels), model(pixels).logits) < 1e-5
+    plain = names["timm"].create_model(f"local-dir:{output}", pretrained=True)
+    differs = largest_difference(plain(pixels), model(pixels).logits) > 1e-3
+    told = "epsilon of 1e-06 instead of 0.5" in (output / "README.md").read_text()
+    warned = "epsilon of 1e-06, this model has 0.5" in caplog.text
+    assert differs == told == warned == (eps != 1e-6)
+
+
+def test_a_timm_whose_own_epsilon_changed_is_noticed(source, output, monkeypatch):
+    """The check leaves alone what users are not told to set."""
+    module = fake_timm(["", "local-dir"])
+    built = module.create_model
+
+    def changed(*args, **kwargs):
+        model = built(*args, **kwargs)
+        export.exports.set_norm_eps(model, 0.5)
+        return model
+
+    module.create_model = changed
+    monkeypatch.setitem(sys.modules, "timm", module)
+    checkpoint(source)
+    output.parent.mkdir()
+    assert "differs from the checkpoint" in refused(source, "timm", output)
+
+
+def test_an_older_timm_is_compared_by_its_class_alone(source, output, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "timm", fake_timm([""]))
+    checkpoint(source)
+    assert run(source, "timm", output)["largest_difference"] < 1e-5
+    assert "this timm can't load from a folder" in caplog.text
 
 
 # ------------------------------------------------------------------ refusals

@@ -2,11 +2,13 @@
 
 import json
 import logging
+from pathlib import Path
 
 import pytest
 import yaml
 
-from sssd_hf.hub.clean import clean_command, clean_recipe, clean_text, is_on_hub
+from sssd_hf.cli.split_sources import file_source
+from sssd_hf.hub.clean import clean_command, clean_recipe, clean_results, clean_text, is_on_hub
 from sssd_hf.hub.publishing import log_refused, plan_files
 from sssd_hf.hub.remote_code import MODULES
 
@@ -164,10 +166,42 @@ def test_what_is_published_tells_nothing_of_the_machine(folders, monkeypatch):
         ("and/or 3/4, 0.5/1", "and/or 3/4, 0.5/1"),
         ("https://doi.org/10.1016/j.cmpb", "https://doi.org/10.1016/j.cmpb"),
         ("[40, 55) of age_group", "[40, 55) of age_group"),
+        # relative paths to files, as a whole
+        ("a/JohnSmith/1.png", "<file>"),
+        ("St-Mary-/Hans/x.json", "<file>"),
+        ("read studies/StMary_Mueller/splits.json, then", "read <file>, then"),
+        ("(runs/Mueller/model.safetensors)", "(<file>)"),
+        (r"scans\Mueller\p1.dcm", "<file>"),
+        ("'St Mary/Hans Mueller/x.yaml' is bad", "<file> is bad"),
+        ("file=a/Mueller.csv.gz.", "file=<file>."),
+        ("JohnSmith.png.", "<file>."),
+        ("../Clinic/scans", "<path>"),
+        ("in '../my clinic/scans'", "in <path>"),
+        ("went on ... / or", "went on ... / or"),
+        # names, not places
+        ("facebook/vit-mae-base", "facebook/vit-mae-base"),
+        ("timm/vit_tiny.augreg_in21k", "timm/vit_tiny.augreg_in21k"),
+        ("model.safetensors of config.json", "model.safetensors of config.json"),
+        ("python scripts/evaluate.py", "python scripts/evaluate.py"),
+        ("https://example.org/a/config.json", "https://example.org/a/config.json"),
     ],
 )
 def test_texts(text, expected):
     assert clean_text(text) == expected
+
+
+@pytest.mark.parametrize(
+    "path", ["studies/StMary_Mueller/splits.json", "../StMary/x.json", "StMary/splits",
+             "my StMary/Hans's splits", "/home/StMary/x.json"],
+)  # fmt: skip
+def test_a_source_of_splits_is_told_without_any_path(path):
+    told = file_source(Path(path))
+    assert told.startswith("the file ")
+    nested = f"{told} ({told} (cut by chance, whole groups of the column patient; seed 3))"
+    assert clean_results({"split_source": nested}) == {
+        "split_source": "the file <path> (the file <path> (cut by chance, whole groups of the "
+        "column patient; seed 3))"
+    }
 
 
 def test_commands_stay_commands():
@@ -179,6 +213,9 @@ def test_commands_stay_commands():
         "python scripts/evaluate.py --data_dir <data_dir> --output_dir=<output_dir> "
         "--split_column official_split --images <images> <images> --seed 3"
     )
+    for start in ("./scripts/predict.py", "../me/scripts/predict.py"):
+        assert clean_command(f"{start} --seed 3") == "scripts/predict.py --seed 3"
+    assert clean_command("../env/bin/python scripts/predict.py") == "python scripts/predict.py"
 
 
 def test_names_on_the_hub_stay(tmp_path, monkeypatch):

@@ -133,6 +133,12 @@ def export_form(
             )
         elif to == "timm":
             exports.export_timm(model, folder, processor)
+            if config.layer_norm_eps != exports.TIMM_EPS:
+                logger.warning(
+                    f"timm builds norms with an epsilon of {exports.TIMM_EPS:g}, this model has "
+                    f"{config.layer_norm_eps:g}: set it after loading, by the lines in the "
+                    "export's README.md, or the answers differ"
+                )
             difference, checked = exports.check_timm(original, folder, temperature), "timm"
         else:
             export = exports.export_vit if to == "vit" else exports.export_dinov2
@@ -186,7 +192,6 @@ _USE = {
     "vit": 'pipeline("image-classification", model=FOLDER)  # transformers 4.57 to 5.23',
     "dinov2": 'pipeline("image-classification", model=FOLDER)  # transformers',
     "vit_mae": "ViTMAEForPreTraining.from_pretrained(FOLDER)  # transformers",
-    "timm": 'timm.create_model("local-dir:" + FOLDER, pretrained=True)',
     "onnx": 'onnxruntime.InferenceSession(FOLDER + "/model.onnx")  # see model.json',
 }
 
@@ -200,7 +205,15 @@ def describe(arguments: ExportArguments, config: Any, result: dict[str, Any]) ->
         f"Exported by sssd_hf (`scripts/export.py --to {arguments.to}`).",
         "",
     ]
-    lines += ["```python", _USE[arguments.to], "```", ""]
+    timm = arguments.to == "timm"
+    use = exports.timm_use(config.layer_norm_eps) if timm else _USE[arguments.to]
+    lines += ["```python", use, "```", ""]
+    if timm and config.layer_norm_eps != exports.TIMM_EPS:
+        lines.append(
+            f"timm alone would give its norms an epsilon of {exports.TIMM_EPS:g} instead of "
+            f"{config.layer_norm_eps:g}, and so other answers: config.json has no place for it "
+            "that timm reads."
+        )
     difference = result["largest_difference"]
     lines.append(
         "Not compared with its loader."

@@ -4,7 +4,7 @@ import math
 import re
 from typing import Any
 
-from .clean import clean_text
+from .clean import clean_text, clean_value
 
 # key of all_results.json -> its name, and whether it is a share
 METRICS = {
@@ -29,15 +29,16 @@ RECIPE_ROWS = (
     "mask_ratio", "distillation", "class_weights", "metric_for_best_model", "seed",
 )  # fmt: skip
 MAX_TEXT = 600  # characters of a text from outside
+ALL_IMAGES = "all"  # as test_split: no split was tested, but all images of some data
 
 
-def markdown(text: Any) -> str:
+def markdown(text: Any, limit: int = MAX_TEXT) -> str:
     """Text from outside as one line of Markdown that shows it and does nothing else: no markup, no
     HTML, no links."""
     line = " ".join(str(text).split())
     line = "".join(c for c in line if c.isprintable())
-    if len(line) > MAX_TEXT:
-        line = line[:MAX_TEXT] + " ..."
+    if len(line) > limit:
+        line = line[:limit] + " ..."
     line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     line = re.sub(r"([\\`*_\[\]{}|~$#!^])", r"\\\1", line)
     line = line.replace("://", "&#58;//")  # else a bare address becomes a link
@@ -90,8 +91,6 @@ def evaluation_facts(
     """all_results.json of evaluate.py as the card tells it."""
     count, groups = found["num_test_images"], found.get("num_test_groups")
     of_groups = f" of {groups} patients or groups" if groups else ""
-    split, column = found.get("test_split") or "test", found.get("split_column")
-    where = f"{split!r} of the column {column!r}" if column else "test, cut from the data"
     chosen = training.get("chosen_by")
     choice = {
         None: "How the checkpoint was chosen is not recorded.",
@@ -99,14 +98,19 @@ def evaluation_facts(
     }.get(chosen, f"The checkpoint was chosen by {chosen} on validation images.")
     method = found.get("interval_method") or "not recorded"
     times = found.get("times_test_was_read")
-    reading = f" The model read this test split {times} times." if times and times > 1 else ""
-    plain = clean_text(
-        f"Test split: {where}; {count} images{of_groups}. {choice} Intervals: {method}.{reading}"
-    )
+    what = "these images" if found.get("test_split") == ALL_IMAGES else "this test split"
+    reading = f" The model read {what} {times} times." if times and times > 1 else ""
+    seen, warnings = found.get("num_test_images_seen"), not_new(found)
+    where = tested_images(found)
+    protocol = f"{where}; {count} images{of_groups}. {choice} Intervals: {method}.{reading}"
+    plain = clean_text(" ".join([*warnings, protocol]))
+    heading = f"{count} test images{of_groups}"
+    if seen:  # the table may be read, or copied, without the lines around it
+        heading = f"{count} images{of_groups}, {seen} of them not new to the model"
     return {
-        "count": count,
-        "of_groups": of_groups,
-        "protocol": markdown(plain),
+        "heading": markdown(heading),
+        "not_new": [markdown(text) for text in warnings],
+        "protocol": markdown(plain, 3 * MAX_TEXT),
         "protocol_plain": plain,
         "headline": metric_rows(found, found.get("intervals"), HEADLINE),
         "rows": metric_rows(found, found.get("intervals")),
@@ -120,6 +124,41 @@ def evaluation_facts(
             if isinstance(values, dict) and values.get("subgroups")
         ],
     }
+
+
+def tested_images(found: dict[str, Any]) -> str:
+    """Which images were tested, and whence that is known."""
+    split, column = found.get("test_split") or "test", found.get("split_column")
+    source = clean_value(found.get("split_source"), "split_source")
+    if split == ALL_IMAGES:
+        return "Test images: all images of the data that were given, not a split of them"
+    if not isinstance(source, str) or not source:
+        if column:
+            return f"Test split: {split!r} of the column {column!r}"
+        return f"Test split: {split!r}; how its images were assigned is not recorded"
+    return f"Test split: {split!r}" + (
+        f" of {source}" if source.startswith("the column ") else f", known from {source}"
+    )
+
+
+def not_new(found: dict[str, Any]) -> list[str]:
+    """What of the tested images the training had too, in sentences; [] where nothing is known of
+    it."""
+    count, groups = found["num_test_images"], found.get("num_test_groups")
+    seen, shared = found.get("num_test_images_seen"), found.get("num_groups_shared_with_training")
+    sentences = []
+    if seen:
+        sentences.append(
+            f"Not a test: {seen} of the {count} images were, by their file names, used in training "
+            "or for choosing the model; the figures do not tell how it does on new images, and are "
+            "too good."
+        )
+    if shared:
+        sentences.append(
+            f"Not a test on new patients or groups: {shared} of the {groups} have images in "
+            "training or validation too; the figures are probably too good."
+        )
+    return sentences
 
 
 def confusion_table(found: dict[str, Any]) -> str:

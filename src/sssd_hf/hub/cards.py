@@ -8,6 +8,7 @@ from typing import Any
 from .card_rules import check_card
 from .card_sources import Sources, read_sources
 from .card_text import (
+    ALL_IMAGES,
     METRICS,
     audit_facts,
     evaluation_facts,
@@ -23,6 +24,7 @@ MARK = "Written by sssd_hf from measured results; it is written anew, and change
 TAGS = ("sssd", "medical-imaging", "masked-autoencoder", "not-for-clinical-use")
 FORM = "## This form\n"  # heads the section that export.py adds to a card
 MAX_RESULTS = 12  # metrics in the metadata
+NOT_NAMED = "all images of data that no record names"
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,11 @@ def metadata_of(sources: Sources, options: CardOptions, title: str) -> Any:
     dataset = recipe.get("dataset_name")
     datasets = [dataset] if dataset and is_on_hub(dataset, "dataset") else None
     base = options.base_model or start_of(sources)
-    evaluated = results_of(sources, options) if sources.evaluation else None
+    found = sources.evaluation
+    # figures on images of the training have no place among those that the Hub compares
+    evaluated = (
+        results_of(sources, options) if found and not found.get("num_test_images_seen") else None
+    )
     return ModelCardData(
         library_name="transformers",
         pipeline_tag=(
@@ -83,8 +89,12 @@ def results_of(sources: Sources, options: CardOptions) -> list[Any]:
 
     found, recipe = sources.evaluation, sources.recipe
     dataset = recipe.get("dataset_name")
-    on_hub = bool(dataset) and is_on_hub(dataset, "dataset")
+    # all images were tested: of which data no record tells, and hardly of the training's
+    whole = found.get("test_split") == ALL_IMAGES
+    on_hub = bool(dataset) and not whole and is_on_hub(dataset, "dataset")
     facts = evaluation_facts(found, sources.results, sources.config)
+    counts = ("num_test_images_seen", "num_groups_shared_with_training")
+    of_training = {name: found[name] for name in counts if found.get(name) is not None}
     results = []
     for key, (name, _) in METRICS.items():
         value = found.get(key)
@@ -101,10 +111,10 @@ def results_of(sources: Sources, options: CardOptions) -> list[Any]:
                 task_type="image-classification",
                 task_name="Image classification",
                 dataset_type=dataset if on_hub else "imagefolder",
-                dataset_name=title_of_data(sources, options),
+                dataset_name=NOT_NAMED if whole else title_of_data(sources, options),
                 dataset_split=clean_text(str(found.get("test_split") or "test")),
                 dataset_revision=recipe.get("dataset_revision") if on_hub else None,
-                dataset_args={"protocol": facts["protocol_plain"]},
+                dataset_args={**of_training, "protocol": facts["protocol_plain"]},
                 metric_type=key,
                 metric_name=name,
                 metric_value=round(float(value), 4),
@@ -207,11 +217,29 @@ def limits_of(sources: Sources) -> list[str]:
             limits.append(f"Tested on {what}: a difference within the intervals is no difference.")
         if not found.get("subgroups"):
             limits.append("Not evaluated by subgroup.")
-        limits.append("No evaluation on images of another hospital or device was given.")
+        limits += newness_limits(found)
     if not sources.audit:
         limits.append("The data were not audited with this card.")
     if sources.stage == "finetune" and not sources.config.get("calibration"):
         limits.append("Not calibrated: its scores are not to be read as probabilities.")
+    return limits
+
+
+def newness_limits(found: dict[str, Any]) -> list[str]:
+    """How far the tested images are known to be new to the model, and of another place."""
+    limits = []
+    if found.get("num_test_images_seen") is None:
+        limits.append("Whether the training had some of the tested images is not recorded.")
+    shared = found.get("num_groups_shared_with_training")
+    if shared is None and found.get("num_test_groups") is not None:
+        limits.append("Whether the training had some of the tested patients is not recorded.")
+    if found.get("test_split") == ALL_IMAGES:
+        limits.append(
+            "Whether the tested images are of another hospital or device than those of the "
+            "training is not recorded."
+        )
+    else:
+        limits.append("No evaluation on images of another hospital or device was given.")
     return limits
 
 
@@ -271,6 +299,7 @@ def build_card(
         audit=sources.audit and audit_facts(sources.audit),
         stages=stages,
         evaluation=evaluation,
+        not_new=evaluation["not_new"] if evaluation else [],
         limits=limits_of(sources),
         uses=use_examples(sources, repo_id, with_pretraining),
         commands_text=(

@@ -26,15 +26,36 @@ FILE_SUFFIXES = (
     "png|jpe?g|tiff?|bmp|webp|gif|dcm|dicom|ima|nii(?:\\.gz)?|mha|mhd|nrrd|csv|tsv|jsonl|xlsx?|"
     "parquet|tar|npy|npz|h5|zip|pth|pt|ckpt"
 )
-QUOTED_PATH = re.compile(r"(['\"])(?:/|~/|[A-Za-z]:[\\/]|\\\\)[^'\"\n]*\1")
+# below a folder these too are a place on this machine; by themselves they are names of ours, such
+# as model.safetensors
+PLACED_SUFFIXES = (
+    f"{FILE_SUFFIXES}|json|ya?ml|toml|xml|safetensors|onnx|bin|pkl|pickle|mat|txt|md|log|html?|pdf|"
+    "docx?|db|sqlite|feather"
+)
+# more may follow: x.csv.gz; the full stop of a sentence ends it
+END = r"(?:\.(?:gz|bz2|xz|zst))?(?!\w|\.\w)"
+QUOTED_PATH = re.compile(r"(['\"])(?:/|~/|\.\.?[\\/]|[A-Za-z]:[\\/]|\\\\)[^'\"\n]*\1")
+QUOTED_PLACE = re.compile(
+    rf"(?<!\w)(['\"])[^'\"\n]*[/\\][^'\"\n]*\.(?:{PLACED_SUFFIXES}){END}\1", re.IGNORECASE
+)
+# a relative path to a file, as a whole, for its folders may be named after patients or hospitals;
+# not the end of an absolute one or of a URL
+PLACED_FILES = re.compile(
+    r"(?<![^\s'\"<>|,;:()=])(?:[^\s/\\'\"<>|,;:()=]+[/\\]+)+"
+    rf"[^\s/\\'\"<>|,;:()=]+\.(?:{PLACED_SUFFIXES}){END}",
+    re.IGNORECASE,
+)
 PATHS = re.compile(
     r"file://\S+"  # as in an error's text
     r"|(?<![\w.:/<])~?/[^\s/'\"<>|,;:()]+(?:/[^\s/'\"<>|,;:()]*)+"  # /a/b, ~/a/b
     r"|(?<![\w/])~/[^\s'\"<>|,;:()]+"
+    r"|(?<![\w./\\])\.\.?[/\\][^\s'\"<>|,;:()]+"  # ../a
     r"|(?<!\w)[A-Za-z]:[\\/][^\s'\"<>|,;()]+"  # C:\a
     r"|(?<!\\)\\\\[^\s'\"<>|,;()]+"  # \\server\share
 )
-FILES = re.compile(rf"[^\s/\\'\"<>|,;:()=]+\.(?:{FILE_SUFFIXES})(?![\w.])", re.IGNORECASE)
+FILES = re.compile(rf"[^\s/\\'\"<>|,;:()=]+\.(?:{FILE_SUFFIXES}){END}", re.IGNORECASE)
+# as `file_source` in cli/split_sources.py writes it: any path, quoted as for a shell
+SPLIT_FILE = re.compile(r"\bthe file (?:[\w@%+=:,./-]|'[^']*'|\"[^\"]*\")+")
 
 
 def user_names() -> list[str]:
@@ -64,8 +85,10 @@ def is_on_hub(name: str, kind: str = "model") -> bool:
 
 
 def clean_text(text: str) -> str:
-    """`text` without paths, names of files of data, and the user's name."""
-    text = PATHS.sub("<path>", QUOTED_PATH.sub("<path>", text))
+    """`text` without paths, names of files of data, and the user's name. A relative path without a
+    known suffix stays: it may be a name on the Hub, or two words."""
+    text = QUOTED_PLACE.sub("<file>", QUOTED_PATH.sub("<path>", text))
+    text = PATHS.sub("<path>", PLACED_FILES.sub("<file>", text))
     text = FILES.sub("<file>", text)
     for name in user_names():
         text = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", "<user>", text)
@@ -88,10 +111,10 @@ def clean_command(command: str) -> str:
             option, shown = None, f"{name}={clean_value(value, name[2:])}"
         else:
             shown = clean_value(word, option)
-            if not cleaned and shown == "<path>":
-                shown = "python"
-            elif re.search(r"(^|/)scripts/\w+\.py$", word):
+            if re.search(r"(^|/)scripts/\w+\.py$", word):
                 shown = "scripts/" + word.rsplit("/", 1)[1]
+            elif not cleaned and shown == "<path>":
+                shown = "python"
         cleaned.append(shown)
     # placeholders stay readable: they are to be replaced by hand
     return " ".join(w if re.fullmatch(r"[\w<>=./,:@%+-]+", w) else shlex.quote(w) for w in cleaned)
@@ -107,6 +130,8 @@ def clean_value(value: Any, key: str | None = None) -> Any:
         return value
     if key in PLACES or (key in NAMES_OR_PLACES and not is_on_hub(value, NAMES_OR_PLACES[key])):
         return f"<{key.strip('_')}>"
+    if key == "split_source":
+        value = SPLIT_FILE.sub("the file <path>", value)
     return clean_command(value) if key == "command" else clean_text(value)
 
 

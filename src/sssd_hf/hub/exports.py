@@ -7,6 +7,7 @@ the foreign class and returns the greatest difference of its outputs on random i
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from ..configuration_sssd import as_pair
 from ..conversion_sssd import config_to_stock, to_mae, to_stock, to_three_channels
 from ..modeling_sssd import GREY, SSSDForImageClassification, SSSDForPreTraining
 
+logger = logging.getLogger("sssd_hf")
 StateDict = dict[str, torch.Tensor]
 
 # hidden_act of transformers -> act_layer of timm
@@ -38,6 +40,8 @@ _TIMM_ACTIVATIONS = {
     "silu": "silu",
     "swish": "silu",
 }
+
+TIMM_EPS = 1e-6  # of each norm of timm's VisionTransformer; none of its plain arguments says other
 
 # ---------------------------------------------------------------------- from a checkpoint
 
@@ -255,8 +259,9 @@ def export_timm(model: SSSDForImageClassification, folder: Path, processor: dict
     """A three-channel classifier as timm's `VisionTransformer`: `timm.create_model("local-dir:" +
     folder, pretrained=True)` builds and fills it, with what timm's transforms need to know.
 
-    The epsilon of the norms is no plain value among timm's arguments: one that is not timm's 1e-6
-    is in `sssd_hf.layer_norm_eps` of config.json, to be set on the model's norms.
+    The epsilon of the norms is no plain value among timm's arguments: one that is not `TIMM_EPS`
+    must be set on the model's norms after that, see `set_norm_eps`; it is also in
+    `sssd_hf.layer_norm_eps` of config.json.
     """
     config, fields = model.config, timm_fields(model)
     size = as_pair(config.image_size)
@@ -341,16 +346,45 @@ def _load_stock(cls: type, folder: Path) -> torch.nn.Module:
 def check_timm(
     model: SSSDForImageClassification, folder: Path, temperature: float = 1.0
 ) -> float | None:
-    """As `check_classifier`, with timm's own class and a strict load; None without timm."""
+    """As `check_classifier`, with timm's own class and a strict load, and with the model that users
+    of `local-dir` get, where this timm knows that; None without timm."""
     try:
         import timm
     except ImportError:  # it needs torchvision, which this package does not
         return None
     description = json.loads((folder / "config.json").read_text())
-    theirs = timm.create_model(description["architecture"], **description["model_args"])
-    theirs.load_state_dict(load_file(folder / "model.safetensors"), strict=True)
-    for module in theirs.eval().modules():
-        if isinstance(module, torch.nn.LayerNorm):
-            module.eps = description["sssd_hf"]["layer_norm_eps"]
+    strict = timm.create_model(description["architecture"], **description["model_args"])
+    strict.load_state_dict(load_file(folder / "model.safetensors"), strict=True)
+    loaded = [strict]
+    try:
+        loaded.append(timm.create_model(f"local-dir:{folder}", pretrained=True))
+    except AssertionError:  # an older timm, which knows the Hub alone as a source
+        logger.warning("this timm can't load from a folder: its class alone was compared")
     images = random_images(model, 4)
-    return (theirs(images) - model(images).logits / temperature).abs().max().item()
+    expected = model(images).logits / temperature
+    eps = description["sssd_hf"]["layer_norm_eps"]
+    if eps != TIMM_EPS:  # else as it is built: an epsilon that timm has changed must not be hidden
+        for theirs in loaded:
+            set_norm_eps(theirs, eps)
+    return max((theirs.eval()(images) - expected).abs().max().item() for theirs in loaded)
+
+
+def set_norm_eps(model: torch.nn.Module, eps: float) -> None:
+    """What `timm_use` tells users to do."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.LayerNorm):
+            module.eps = eps
+
+
+def timm_use(eps: float) -> str:
+    """The code that loads an export with timm, FOLDER being its place; with norms of other than
+    timm's epsilon, that sets it."""
+    load = 'model = timm.create_model("local-dir:" + FOLDER, pretrained=True)'
+    if eps == TIMM_EPS:
+        return load
+    return (
+        f"import timm\nimport torch\n\n{load}\n"
+        f"for module in model.modules():  # timm builds them with {TIMM_EPS:g}\n"
+        "    if isinstance(module, torch.nn.LayerNorm):\n"
+        f"        module.eps = {eps!r}"
+    )
