@@ -36,7 +36,7 @@ PLACED_SUFFIXES = (
 END = r"(?:\.(?:gz|bz2|xz|zst))?(?!\w|\.\w)"
 QUOTED_PATH = re.compile(r"(['\"])(?:/|~/|\.\.?[\\/]|[A-Za-z]:[\\/]|\\\\)[^'\"\n]*\1")
 QUOTED_PLACE = re.compile(
-    rf"(?<!\w)(['\"])[^'\"\n]*[/\\][^'\"\n]*\.(?:{PLACED_SUFFIXES}){END}\1", re.IGNORECASE
+    rf"(?<!\w)(['\"])[^'\"\n/\\]*[/\\][^'\"\n]*\.(?:{PLACED_SUFFIXES}){END}\1", re.IGNORECASE
 )
 # a relative path to a file, as a whole, for its folders may be named after patients or hospitals;
 # not the end of an absolute one or of a URL
@@ -53,7 +53,11 @@ PATHS = re.compile(
     r"|(?<!\w)[A-Za-z]:[\\/][^\s'\"<>|,;()]+"  # C:\a
     r"|(?<!\\)\\\\[^\s'\"<>|,;()]+"  # \\server\share
 )
-FILES = re.compile(rf"[^\s/\\'\"<>|,;:()=]+\.(?:{FILE_SUFFIXES}){END}", re.IGNORECASE)
+FILES = re.compile(  # from a word's start alone: else its time grows with the square of a length
+    r"(?<![^\s/\\'\"<>|,;:()=])"
+    rf"[^\s/\\'\"<>|,;:()=]+\.(?:{FILE_SUFFIXES}){END}",
+    re.IGNORECASE,
+)
 # as `file_source` in cli/split_sources.py writes it: any path, quoted as for a shell
 SPLIT_FILE = re.compile(r"\bthe file (?:[\w@%+=:,./-]|'[^']*'|\"[^\"]*\")+")
 
