@@ -118,7 +118,10 @@ def write_all_splits(output: Path, dataset: Any, runs: list[Run], options: Optio
                     f"{path}: the run began with other splits than these options give now, as with "
                     "another version of scikit-learn; name another --output_dir."
                 )
-        write_splits(path, dataset, run.splits, how)
+        source = f"the column {run.split}" if options.data.split_column else None
+        if options.protocol.cross_validation:
+            source = f"{run.title} of cross-validation"
+        write_splits(path, dataset, run.splits, {**how, "source": source})
     if options.protocol.pretrain_on_all:
         everything = sorted({row for run in runs for rows in run.splits.values() for row in rows})
         splits = {"train": everything, "validation": [], "test": []}
