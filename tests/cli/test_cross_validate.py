@@ -82,6 +82,7 @@ def test_every_image_is_tested_once_by_a_model_of_other_patients(images, folds):
             learned = splits["train"] + splits["validation"]
             assert set(part["num_train"]) == {len(learned)}
             assert not set(patients[learned]) & set(patients[part["file_name"]])
+        assert read(folds / run / "splits.json")["how"]["source"].endswith("of cross-validation")
         weights = read(folds / run / "finetune" / "all_results.json")
         assert weights["num_train_images"] == len(splits["train"])
     assert read(folds / "all_results.json")["pretraining_saw_test_images"] is False
