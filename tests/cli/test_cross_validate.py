@@ -280,6 +280,8 @@ def test_named_splits_are_not_pooled(named):
         right = (part["label"] == "up") == (part["probability_up"] > part["probability_down"])
         assert value == pytest.approx(right.mean())  # as many images with each seed
     assert accuracy["num_splits"] == 2
+    how = read(named / "a" / "second_seed_1" / "splits.json")["how"]
+    assert how["source"] == "the column second"
     weights = {digest(named / "a" / run / "finetune") for run in table["run"].unique()}
     assert len(weights) == 4
     assert "There was no pretraining." in results["in_words"]

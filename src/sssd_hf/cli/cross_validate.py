@@ -20,7 +20,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +36,15 @@ from .protocol import (
     Run,
     check_description,
     describe,
+    folder_name,
     load_dataset,
     plan_runs,
     read_options,
+    split_columns,
     write_description,
 )
 from .protocol_results import check_comparable, write_results
+from .split_sources import split_source
 
 logger = logging.getLogger("sssd_hf")
 MAINS = {"pretrain": pretrain, "finetune": finetune, "evaluate": evaluate}
@@ -108,6 +111,7 @@ def write_all_splits(output: Path, dataset: Any, runs: list[Run], options: Optio
         "split_seed": options.protocol.split_seed,
     }
     names = dataset["file_name"][:]
+    columns = {folder_name(column): column for column in split_columns(options.data)}
     for run in runs:
         path = output / run.name / "splits.json"
         if path.is_file():
@@ -118,9 +122,12 @@ def write_all_splits(output: Path, dataset: Any, runs: list[Run], options: Optio
                     f"{path}: the run began with other splits than these options give now, as with "
                     "another version of scikit-learn; name another --output_dir."
                 )
-        source = f"the column {run.split}" if options.data.split_column else None
         if options.protocol.cross_validation:
             source = f"{run.title} of cross-validation"
+        else:
+            data = replace(options.data, split_column=columns.get(run.split))
+            seed = options.protocol.split_seed
+            source = split_source(dataset, run.splits, data, seed, path.parent, None)
         write_splits(path, dataset, run.splits, {**how, "source": source})
     if options.protocol.pretrain_on_all:
         everything = sorted({row for run in runs for rows in run.splits.values() for row in rows})

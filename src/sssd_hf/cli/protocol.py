@@ -209,9 +209,13 @@ def folder_name(name: str) -> str:
     return re.sub(r"[^\w.-]+", "_", name)
 
 
+def split_columns(data: DataArguments) -> list[str]:
+    return [name.strip() for name in (data.split_column or "").split(",") if name.strip()]
+
+
 def _named_splits(dataset, data, protocol):
     """Each a repeat of its own, for their test images may be the same."""
-    columns = [name.strip() for name in (data.split_column or "").split(",") if name.strip()]
+    columns = split_columns(data)
     if len(columns) < 2:
         name = folder_name(columns[0]) if columns else "split"
         one = replace(data, split_column=columns[0] if columns else None)
