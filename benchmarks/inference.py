@@ -17,7 +17,7 @@ import sys, pathlib
 from transformers import pipeline
 files = sorted(map(str, pathlib.Path(sys.argv[2]).rglob("*.png")))
 device = sys.argv[3]
-answers = pipeline("image-classification", model=sys.argv[1], device=device{more})(files{call})
+answers = pipeline("image-classification", model=sys.argv[1], device=device)(files{call})
 assert len(answers) == len(files)
 """
 
@@ -45,7 +45,7 @@ def many_files(folder: Path, data: Path, arguments) -> dict:
     vit = [str(folder / "vit"), str(data), arguments.device]
 
     def stock(call: str) -> dict:
-        return child([sys.executable, "-c", PIPELINE.format(more="", call=call), *vit])
+        return child([sys.executable, "-c", PIPELINE.format(call=call), *vit])
 
     turns = {
         "own": partial(child, predict),

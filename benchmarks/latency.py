@@ -32,27 +32,23 @@ def one_image(model, vit, folder: Path, pixels: int, arguments) -> dict:
 
 
 def onnx_turns(folder: Path, pixels: int) -> dict:
-    """ONNX in fp32 and int8, exported by scripts/export.py; nothing where that or onnxruntime is
-    missing."""
-    script = REPOSITORY / "scripts/export.py"
-    if not script.exists():
-        print("inference: no scripts/export.py, ONNX is left out", file=sys.stderr)
-        return {}
+    """ONNX in fp32 and int8, exported by scripts/export.py; nothing without onnxruntime."""
     try:
         import onnxruntime
     except ImportError:
-        print("inference: onnxruntime is not installed, ONNX is left out", file=sys.stderr)
+        print("latency: onnxruntime is not installed, ONNX is left out", file=sys.stderr)
         return {}
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = torch.get_num_threads()
     turns = {}
     for kind, more in (("onnx", []), ("onnx-int8", ["--int8", "true"])):
         place = folder / kind
-        line = [sys.executable, str(script), "--model_name_or_path", str(folder / "own")]
+        script = str(REPOSITORY / "scripts/export.py")
+        line = [sys.executable, script, "--model_name_or_path", str(folder / "own")]
         try:
             child([*line, "--to", "onnx", *more, "--output_dir", str(place)])
         except RuntimeError as error:
-            print(f"inference: {kind} is left out: {str(error)[-300:]}", file=sys.stderr)
+            print(f"latency: {kind} is left out: {str(error)[-300:]}", file=sys.stderr)
             continue
         (file,) = list(place.glob("*.onnx"))[:1]
         session = onnxruntime.InferenceSession(file, settings, providers=["CPUExecutionProvider"])
