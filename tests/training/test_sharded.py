@@ -36,7 +36,7 @@ from sssd_hf.training.loop import LoopSettings, train
 from sssd_hf.training.optimization import cosine_with_warmup
 from sssd_hf.training.signals import Interrupted
 from sssd_hf.cli.common import leave_processes
-from test_loop import (
+from loop_runs import (
     EPS, RATE, classifier, feed_of, finetuning_stage, pretraining_model, pretraining_stage)
 
 folder, resume, batch = Path(sys.argv[1]), sys.argv[2] or None, int(sys.argv[3])
@@ -190,7 +190,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from sssd_hf import SSSDConfig, SSSDForPreTraining
 from sssd_hf.cli.common import prepare_sharding
-from test_loop import FIELDS, PIXELS
+from loop_runs import FIELDS, PIXELS
 
 accelerator = Accelerator(cpu=True, mixed_precision="bf16")
 plugin = FullyShardedDataParallelPlugin(
