@@ -148,9 +148,10 @@ def _apply(function, x: Tensor, layer: nn.Linear, *options) -> Tensor:
 def linear(x: Tensor, layer: nn.Linear) -> Tensor:
     """`layer(x)`; there is something to gain by oneDNN, and under autocast on a CPU, where plain
     layers keep their cast weights."""
-    autocast = x.device.type == "cpu" and torch.is_autocast_enabled("cpu")
-    if (autocast or _by_onednn(x)) and _is_plain(x, layer):
-        return _apply(_Linear, x, layer)
+    if _is_plain(x, layer):
+        autocast = x.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+        if autocast or _by_onednn(x):
+            return _apply(_Linear, x, layer)
     return layer(x)
 
 
