@@ -5,8 +5,15 @@ import dataclasses
 import pytest
 import torch
 
+from sssd_hf import SSSDConfig, SSSDForImageClassification
 from sssd_hf.cli.arguments import FinetuneAugmentation, PretrainAugmentation
-from sssd_hf.cli.batches import Batches, augmentation_of, label_weights, mixing_of
+from sssd_hf.cli.batches import (
+    Batches,
+    augmentation_of,
+    images_at_once,
+    label_weights,
+    mixing_of,
+)
 from sssd_hf.data.augment import Augmentation
 from sssd_hf.data.cache import Images
 from sssd_hf.data.mix import Mixing
@@ -20,6 +27,20 @@ def images():
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (12, 1, 20, 20), generator=generator).byte()
     return Images(torch.arange(12) * 5 + 3, torch.arange(12) % 2, pixels)
+
+
+def test_a_cpu_takes_no_more_images_than_its_cache_holds():
+    def at_once(size, pixels, batch_size, device="cpu"):
+        config = SSSDConfig.from_size(size, image_size=pixels)
+        with torch.device("meta"):
+            model = SSSDForImageClassification(config)
+        model.to_empty(device=device)
+        return images_at_once(model, batch_size)
+
+    assert at_once("small", 224, 64) == 2**24 // (197 * 1536 * 4) == 13
+    assert at_once("tiny", 112, 64) == 64
+    assert at_once("base", 1024, 64) == 1
+    assert at_once("small", 224, 64, "meta") == 64  # another device
 
 
 def draw(index, epoch=4):

@@ -166,6 +166,40 @@ def test_what_is_there_is_not_run_again(study, recipe, images, monkeypatch):
     path.write_text(text)
 
 
+def test_images_can_be_left_out_of_a_table(study, recipe, images):
+    records = read_records(study / "results", "tiny")
+    plan = yaml.safe_load(recipe.read_text())["reproduce"]
+    protocol = plan["protocols"]["random"] | {"columns": ["draw_0"]}
+
+    def table(names):
+        return tables(
+            study / "results", "tiny", plan | {"protocols": {"one": protocol | {"without": names}}}
+        )
+
+    record = records["stable"]["draw_0", 0]
+    left_out = sorted(p.name for p in images.glob("*.png"))[:2]
+    kept = [i for i, name in enumerate(record["images"]) if name not in map_digests(left_out)]
+    assert len(kept) == len(record["images"]) - 2
+    truth = np.array(record["truth"])[kept]
+    right = np.array(record["probabilities"])[kept].argmax(1) == truth
+    assert f"| ours | 1 | {100 * right.mean():.1f} |" in table(left_out)
+    assert table([]) == tables(study / "results", "tiny", plan | {"protocols": {"one": protocol}})
+    with pytest.raises(ValueError, match="is no test image of stable"):
+        table(["scan_02.png"])
+
+
+def map_digests(names):
+    return {digest("TINY", name) for name in names}
+
+
+def test_a_study_does_not_pretrain_on_test_images(recipe, images, tmp_path, no_run):
+    def everything(content):
+        content["reproduce"]["variants"]["stable"]["pretrain_on_all"] = True
+
+    with pytest.raises(ValueError, match="lets test images into the pretraining"):
+        start(changed(recipe, tmp_path, everything), images, tmp_path)
+
+
 def changed(recipe, folder, change):
     """A recipe of the same name, with other content."""
     content = yaml.safe_load(recipe.read_text())

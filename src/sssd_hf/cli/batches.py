@@ -77,6 +77,19 @@ def model_inputs(
     return normalize(pixels, *statistics)
 
 
+CACHED = 16 * 2**20  # bytes of a layer's widest activations, for a processor's last cache to hold
+
+
+def images_at_once(model: torch.nn.Module, batch_size: int) -> int:
+    """On a CPU no more images than have their widest activations in the cache: small at 224 pixels
+    takes 28 ms an image in batches of 8 or 16 and 38 in batches of 64 (two cores of an EPYC)."""
+    config = model.config
+    if next(model.parameters()).device.type != "cpu":
+        return batch_size
+    of_one = 4 * (1 + config.num_patches) * config.intermediate_size
+    return min(batch_size, max(1, CACHED // of_one))
+
+
 @torch.no_grad()
 def map_images(
     model: torch.nn.Module,
@@ -92,6 +105,7 @@ def map_images(
     processes share the work and all get the whole. Images of another size than the model's are
     resized to it. See `rank_batches` for `heed_signals`."""
     result = torch.zeros(len(images), width, device=next(model.parameters()).device)
+    batch_size = images_at_once(model, batch_size)
     for index, real in rank_batches(len(images), batch_size, accelerator, heed_signals):
         values = function(model_inputs(model, images, index, statistics)).float()
         if real:

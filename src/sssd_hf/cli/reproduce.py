@@ -22,6 +22,7 @@ from .common import write_json
 from .external import write_external_table
 from .parsing import as_dict, option_names, option_words, parse
 from .protocol import folder_name, read_options
+from .simple_runs import KINDS, run_simple
 from .study_records import (
     comparable,
     differences,
@@ -30,25 +31,33 @@ from .study_records import (
     read_records,
     record_path,
     revision,
+    simple_record,
     write_record,
 )
 from .study_tables import planned, tables
 
 logger = logging.getLogger("sssd_hf")
 PLAN_KEYS = {"data", "protocols", "variants"}
+PROTOCOL_KEYS = {"title", "columns", "seeds", "without"}  # the others are options
 BEGUN = "run.json"  # what decides a run, and the revisions of the code that it was done with
 
 
 @dataclass(frozen=True)
 class StudyRun:
-    """One variant on one split with one seed; options beside those of the recipe."""
+    """One variant on one split with one seed; options beside those of the recipe.
+
+    Args:
+        external: folders of other sets to pretrain on too.
+        baseline: what is run instead of the three scripts, of `simple_runs.KINDS`; "": nothing.
+    """
 
     protocol: str
     variant: str
     split: str
     seed: int
     options: dict[str, Any]
-    external: tuple[str, ...]
+    external: tuple[str, ...] = ()
+    baseline: str = ""
 
     def place(self, arguments: ReproduceArguments) -> Path:
         """Its folder."""
@@ -83,8 +92,8 @@ def list_runs(plan: dict[str, Any], arguments: ReproduceArguments) -> list[Study
     """The runs asked for, protocol by protocol, run by run, so that an early end leaves pairs.
 
     Raises:
-        ValueError: a variant or protocol that the plan does not have; a column whose name cannot
-            be given to --split_column.
+        ValueError: a variant, protocol or baseline that there is not; a column whose name cannot
+            be given to --split_column; pretraining on test images.
     """
     chosen = {}
     for option, known in (("variants", plan["variants"]), ("protocols", plan["protocols"])):
@@ -104,13 +113,24 @@ def list_runs(plan: dict[str, Any], arguments: ReproduceArguments) -> list[Study
                 f"protocol {name}: --split_column takes names by comma, so that no column can be "
                 f"called {wrong[0]!r}; rename it."
             )
-        shared = {k: v for k, v in protocol.items() if k not in ("title", "columns", "seeds")}
+        shared = {k: v for k, v in protocol.items() if k not in PROTOCOL_KEYS}
         for split, seed in planned(protocol):
             for variant in chosen["variants"]:
                 own = dict(plan["variants"][variant] or {})
                 own.pop("title", None)
-                external = tuple(own.pop("external", ()))
-                runs.append(StudyRun(name, variant, split, seed, {**shared, **own}, external))
+                external, baseline = tuple(own.pop("external", ())), own.pop("baseline", "")
+                if baseline and baseline not in KINDS:
+                    raise ValueError(
+                        f"variant {variant}: there is no baseline {baseline!r}; there are "
+                        f"{', '.join(KINDS)}."
+                    )
+                options = {**shared, **own}
+                if options.get("pretrain_on_all"):
+                    raise ValueError(
+                        f"variant {variant}: pretrain_on_all lets test images into the "
+                        "pretraining, which a study does not do; leave it out."
+                    )
+                runs.append(StudyRun(name, variant, split, seed, options, external, baseline))
     return runs
 
 
@@ -144,6 +164,14 @@ def external_words(run: StudyRun, arguments: ReproduceArguments, recipe: str) ->
     return [*words, "--output_dir", str(place / "pretrain")]
 
 
+def baseline_words(run: StudyRun, arguments: ReproduceArguments, recipe: str) -> list[str]:
+    """The options of finetune.py for a baseline."""
+    known = option_names("finetune")
+    words = ["--recipe", recipe, *_words({k: v for k, v in run.options.items() if k in known})]
+    words += ["--data_dir", arguments.data_dir or ".", "--split_column", run.split]
+    return [*words, "--seed", str(run.seed), "--output_dir", str(run.place(arguments))]
+
+
 def _table(place: Path) -> Path:
     return place / "external" / "images.csv"
 
@@ -152,6 +180,10 @@ def decide(run: StudyRun, arguments: ReproduceArguments, recipe: str, data: str)
     """What decides a run, beside its split and seed: the data set, other sets it is pretrained on,
     the weights it starts from, by their digest (a record has no path), and the options of each
     script, of which those that change no result are left out."""
+    if run.baseline:
+        parsed = as_dict(*parse("finetune", "", baseline_words(run, arguments, recipe)))
+        options = {"finetune": comparable(parsed), "baseline": {"kind": run.baseline}}
+        return {"data": data, "external": [], "started_from": {}, "options": options}
     options = read_options("", protocol_words(run, arguments, recipe))
     parsed = {stage: as_dict(*options.parsed[stage]) for stage in options.stages()}
     if run.external:
@@ -262,7 +294,7 @@ def perform(
     decided: dict[str, Any],
     started: str,
 ) -> None:
-    """The three stages of a run, and its record.
+    """The three stages of a run, or its baseline, and its record.
 
     Args:
         decided: as `decide` tells.
@@ -272,6 +304,11 @@ def perform(
     Raises:
         ValueError: as `check_begun`; the recipe was changed while the run was done.
     """
+    if run.baseline:  # of minutes at most: there is nothing to go on from
+        found = run_simple(run.baseline, baseline_words(run, arguments, recipe))
+        record = simple_record(found, run.variant, run.split, run.seed, decided, [started])
+        write_record(run.record_path(arguments, recipe), record)
+        return
     place = run.place(arguments)
     revisions = check_begun(place, decided)
     revisions += [started] if started not in revisions[-1:] else []

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from ..evaluation.metrics import to_json
+from ..evaluation.metrics import classification_metrics, to_json
 from ..evaluation.protocols import Draw
 from .protocol import folder_name
 
@@ -157,6 +157,42 @@ def make_record(
         "probabilities": [
             [round(float(row[f"probability_{n}"]), 6) for n in names] for row in rows
         ],
+    }
+
+
+def simple_record(
+    found: dict[str, Any],
+    variant: str,
+    split: str,
+    seed: int,
+    decided: dict[str, Any],
+    revisions: list[str],
+) -> dict[str, Any]:
+    """The same of a baseline.
+
+    Args:
+        found: as `simple_runs.run_simple` returns it.
+        decided, revisions: see `make_record`.
+    """
+    data, groups = decided["data"], found["groups"]
+    metrics = classification_metrics(found["truth"], found["probabilities"])
+    return {
+        "data": data,
+        "variant": variant,
+        "split": split,
+        "seed": seed,
+        "revision": ", then ".join(revisions),
+        **{name: found[name] for name in ("versions", "hardware", "minutes")},
+        "external": decided["external"],
+        "started_from": decided["started_from"],
+        "options": decided["options"],
+        "num_train_images": found["num_train_images"],
+        "metrics": {name: to_json(metrics[name]) for name in METRICS},
+        "labels": found["labels"],
+        "images": [digest(data, name) for name in found["images"]],
+        "groups": None if groups is None else [digest(data, name) for name in groups],
+        "truth": found["truth"],
+        "probabilities": np.round(found["probabilities"], 6).tolist(),
     }
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..evaluation.studies import adjust, compare_runs, summarise_runs
-from .study_records import differences, draw_of, read_records
+from .study_records import differences, digest, draw_of, read_records
 
 Records = dict[tuple[str, int], dict[str, Any]]
 
@@ -18,8 +18,29 @@ def planned(protocol: dict[str, Any]) -> list[tuple[str, int]]:
     return [(column, seed) for column in protocol["columns"] for seed in protocol["seeds"]]
 
 
-def _part(records: Records, places: list[tuple[str, int]]) -> Records:
-    return {place: records[place] for place in places if place in records}
+def _part(records: Records, places: list[tuple[str, int]], protocol: dict, data: str) -> Records:
+    names = protocol.get("without", ())
+    return {place: without(records[place], names, data) for place in places if place in records}
+
+
+def without(record: dict[str, Any], names: list[str], data: str) -> dict[str, Any]:
+    """The record without the test images of these file names.
+
+    Raises:
+        ValueError: one of them is no test image of the run.
+    """
+    left_out = {digest(data, name): name for name in names}
+    missing = [name for key, name in left_out.items() if key not in record["images"]]
+    if missing:
+        raise ValueError(
+            f"without: {missing[0]} is no test image of {record['variant']}, {record['split']}."
+        )
+    kept = [i for i, name in enumerate(record["images"]) if name not in left_out]
+    parts = {
+        name: record[name] and [record[name][i] for i in kept]
+        for name in ("images", "groups", "truth", "probabilities")
+    }
+    return record | parts
 
 
 def _percent(value: float) -> str:
@@ -113,11 +134,12 @@ def tables(results_dir: Path, name: str, plan: dict[str, Any]) -> str:
 
     Args:
         name: of the study: its folder in `results_dir`.
-        plan: the recipe's section "reproduce": data, protocols (name -> {title, columns, seeds}),
+        plan: the recipe's section "reproduce": data, protocols (name -> {title, columns, seeds},
+            and `without`, file names of test images that are not judged),
             variants (name -> {title}); the first variant is the main one.
 
     Raises:
-        ValueError: as `check_agreement`.
+        ValueError: as `check_agreement` and `without`.
     """
     study = read_records(results_dir, name)
     variants = {key: value or {} for key, value in plan["variants"].items()}
@@ -125,7 +147,7 @@ def tables(results_dir: Path, name: str, plan: dict[str, Any]) -> str:
     lines = []
     for protocol in plan["protocols"].values():
         places = planned(protocol)
-        parts = {key: _part(study.get(key, {}), places) for key in variants}
+        parts = {key: _part(study.get(key, {}), places, protocol, plan["data"]) for key in variants}
         parts = {key: part for key, part in parts.items() if part}
         if not parts:
             continue

@@ -41,40 +41,55 @@ def _area_weights(length: int) -> np.ndarray:
     return np.clip(overlap, 0, None) * SIDE / length
 
 
-def thumbnail_baselines(train_images, train_labels, test_images, test_labels) -> dict[str, float]:
-    """Test accuracies (0..1) of the majority class, ridge and 1-nearest-neighbour.
+def thumbnail_scores(train_images, train_labels, test_images) -> dict[str, np.ndarray]:
+    """Of "ridge" and "nearest_neighbor" a score for each test image and class, float64 (test
+    images, classes); the class with the highest one is the answer.
 
-    Images as for `thumbnails`, labels as integers (images,). The ridge penalty is chosen inside
-    the training set. With two classes in the test set also the areas under the ROC curve, the
-    larger label being the positive one; the neighbour's score is how much nearer the nearest
-    training image of that class is than the nearest of the other.
+    Images as for `thumbnails`, labels as integers (images,); columns are the training classes in
+    their order. The ridge penalty is chosen inside the training set; its scores are the decision
+    function, of two classes half of it with either sign. The neighbour's score of a class is minus
+    the distance to its nearest training image.
+    Raises ValueError where training has one class only.
     """
     from sklearn.linear_model import RidgeClassifierCV
-    from sklearn.metrics import roc_auc_score
     from sklearn.metrics.pairwise import euclidean_distances
 
-    train_labels, test_labels = np.asarray(train_labels), np.asarray(test_labels)
+    train_labels = np.asarray(train_labels)
+    classes = np.unique(train_labels)
+    if len(classes) < 2:
+        raise ValueError(f"thumbnail_scores: training labels hold one class only, {classes}")
     train, test = thumbnails(train_images), thumbnails(test_images)
     centre, spread = train.mean(0), train.std(0)
     spread[spread < 1e-6] = 1.0  # a cell that never changes, a black corner, carries nothing
     train, test = (train - centre) / spread, (test - centre) / spread
 
+    ridge = RidgeClassifierCV(alphas=np.logspace(0, 6, 13)).fit(train, train_labels)
+    decision = ridge.decision_function(test)
+    distances = euclidean_distances(test, train)  # (test images, training images)
+    nearest = [-distances[:, train_labels == name].min(1) for name in classes]
+    return {
+        "ridge": decision if decision.ndim == 2 else np.stack([-decision, decision], 1) / 2,
+        "nearest_neighbor": np.stack(nearest, axis=1),
+    }
+
+
+def thumbnail_baselines(train_images, train_labels, test_images, test_labels) -> dict[str, float]:
+    """Test accuracies (0..1) of the majority class, ridge and 1-nearest-neighbour.
+
+    Arguments and errors as of `thumbnail_scores`. With two classes in the test set also the areas
+    under the ROC curve, the larger label being the positive one.
+    """
+    from sklearn.metrics import roc_auc_score
+
+    train_labels, test_labels = np.asarray(train_labels), np.asarray(test_labels)
     classes, counts = np.unique(train_labels, return_counts=True)
     majority = classes[counts.argmax()]
     result = {"majority_accuracy": float(np.mean(test_labels == majority))}
-    if len(classes) < 2:
-        raise ValueError(f"thumbnail_baselines: training labels hold one class only, {classes}")
-
-    ridge = RidgeClassifierCV(alphas=np.logspace(0, 6, 13)).fit(train, train_labels)
-    result["ridge_accuracy"] = float(np.mean(ridge.predict(test) == test_labels))
-    distances = euclidean_distances(test, train)  # (test images, training images)
-    nearest = train_labels[distances.argmin(1)]
-    result["nearest_neighbor_accuracy"] = float(np.mean(nearest == test_labels))
-
+    scores = thumbnail_scores(train_images, train_labels, test_images)
+    for name, values in scores.items():
+        result[f"{name}_accuracy"] = float(np.mean(classes[values.argmax(1)] == test_labels))
     if len(classes) == 2 and np.array_equal(np.unique(test_labels), classes):
-        positive = train_labels == classes[1]
-        nearer = distances[:, ~positive].min(1) - distances[:, positive].min(1)
-        is_positive = test_labels == classes[1]
-        result["ridge_auc"] = float(roc_auc_score(is_positive, ridge.decision_function(test)))
-        result["nearest_neighbor_auc"] = float(roc_auc_score(is_positive, nearer))
+        for name, values in scores.items():
+            area = roc_auc_score(test_labels == classes[1], values[:, 1] - values[:, 0])
+            result[f"{name}_auc"] = float(area)
     return result
