@@ -15,7 +15,9 @@ from pathlib import Path
 from measuring import RESULTS
 
 # the most important first: what finds no time is left out
-CPU = "step memory distillation feeding end_to_end latency inference startup growth".split()
+CPU = (
+    "step memory distillation feeding end_to_end latency inference startup growth external".split()
+)
 GPU = "step memory feeding distillation end_to_end latency inference".split()
 HERE = Path(__file__).parent
 

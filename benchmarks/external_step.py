@@ -5,7 +5,9 @@ import argparse
 import json
 import os
 import statistics
+import sys
 import time
+import types
 from contextlib import nullcontext
 from importlib.metadata import version
 
@@ -53,6 +55,8 @@ class Monai(nn.Module):
 class Lightly(nn.Module):
     def __init__(self):
         super().__init__()
+        # torchvision's compiled operators are those of another build of torch; none is used here
+        sys.modules["torchvision._meta_registrations"] = types.ModuleType("not needed")
         from lightly.models import utils
         from lightly.models.modules import MAEDecoderTIMM, MaskedVisionTransformerTIMM
         from timm.models.vision_transformer import VisionTransformer

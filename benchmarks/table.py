@@ -24,12 +24,15 @@ YARDSTICKS = (
 BARS = {
     "step_same": ("step against stock, same architecture and precision (small)", 1.2, 1.4, True),
     "step_tuned": ("the same, stock with fused AdamW and (bf16) eager attention", None, None, True),
+    "monai": ("the same against MONAI's MAE, as its users run it", None, None, True),
+    "lightly": ("the same against lightly's MAE, as its users run it", None, None, True),
     "step_defaults": ("step, each at its defaults (small)", 4.0, 4.0, True),
     "defaults": ("end to end, each at its defaults", 5.0, 10.0, True),
     "same": ("end to end, same architecture and precision", 1.8, 4.0, True),
     "feeding": ("waiting for images, share of the step", 0.10, 0.02, False),
     "distillation": ("`stable` self-distillation over plain MAE", 0.05, 0.04, False),
     "memory": ("peak memory against stock, same architecture and batch", 0.8, 0.8, False),
+    "tensors": ("the same of what tensors have, without the allocator's gaps", 0.8, 0.8, False),
     "mfu": ("MFU, base at 224, bf16", None, 0.5, True),
     "inference": ("`predict.py` against the stock pipeline, same files", 2.0, 5.0, True),
     "batches": ("the same, the pipeline told to take batches of 64", None, None, True),
@@ -73,6 +76,9 @@ def measured(found: dict[str, dict]) -> Iterator[tuple[str, str, float]]:
             yield "step_tuned", setting(case), case["ratio_tuned"]
         if case["size"] == "base" and case["pixels"] == 224 and case["precision"] == "bf16":
             yield "mfu", setting(case), case["mfu"]
+    for case in cases("external"):
+        for package, value in case["ratios"].items():
+            yield package, setting(case), value
     for case in cases("end_to_end"):
         kind, _, which = case["kind"].partition(", ")
         yield kind, ", ".join(filter(None, [which, setting(case)])), case["ratio"]
@@ -82,6 +88,8 @@ def measured(found: dict[str, dict]) -> Iterator[tuple[str, str, float]]:
         yield "distillation", setting(case), case["extra"]["stable"]
     for case in cases("memory"):
         yield "memory", setting(case), case["ratio"]
+        if "ratio_allocated" in case:
+            yield "tensors", setting(case), case["ratio_allocated"]
     for case in cases("inference"):
         yield "inference", setting(case), case["ratio"]
         clock = found["inference"]["options"]["clock"]

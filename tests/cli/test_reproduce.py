@@ -440,15 +440,16 @@ def test_an_interval_that_is_not_known_is_a_dash(study, recipe, tmp_path):
     assert "nan" not in text
 
 
-def test_records_that_are_published_are_of_their_recipe(tmp_path, no_run):
+@pytest.mark.parametrize("study", ["covid_ct_cpu", "sars_cov_2_ct_cpu"])
+def test_records_that_are_published_are_of_their_recipe(study, tmp_path, no_run):
     """They are older than some of what a record has now."""
-    recipe = RECIPES / "covid_ct_cpu.yaml"
+    recipe = RECIPES / f"{study}.yaml"
     results = tmp_path / "results"
     shutil.copytree(RECIPES / "results" / recipe.stem, results / recipe.stem)
     options = ["--results_dir", str(results), "--tables_only", "true"]
     assert reproduce.main(["--recipe", str(recipe), *options]) == 0
-    written = (results / "covid_ct_cpu.md").read_text()
-    assert written == (RECIPES / "results/covid_ct_cpu.md").read_text()
+    written = (results / f"{study}.md").read_text()
+    assert written == (RECIPES / f"results/{study}.md").read_text()
     other = changed(recipe, tmp_path, rate)
     with pytest.raises(ValueError, match=r"learning_rate \(finetune\): 0.0005 -> 0.01"):
         reproduce.main(["--recipe", str(other), *options])

@@ -165,7 +165,7 @@ def tables(results_dir: Path, name: str, plan: dict[str, Any]) -> str:
             for metric, unit in (("accuracy", "points of accuracy"), ("roc_auc", "AUC")):
                 lines += [
                     "",
-                    f"| difference in {unit} | pairs | mean | bootstrap of patients, Holm | "
+                    f"| difference in {unit} | pairs | mean | bootstrap of groups, Holm | "
                     "corrected t over draws, Holm |",
                     "| --- | --- | --- | --- | --- |",
                     *comparison_rows(parts, places, main, metric),
