@@ -166,6 +166,13 @@ def norm_mlp(x: Tensor, norm: nn.LayerNorm, mlp: nn.Sequential) -> Tensor:
     """`mlp(norm(x))`, of an mlp of fc1, act and fc2"""
     if _is_changed(mlp) or not _is_plain(x, mlp.act, mlp.fc2):
         return mlp(norm(x))
+    if not torch.is_grad_enabled() and _is_plain(x, norm, mlp.fc1):
+        # nothing is kept, so that oneDNN can take the GELU on its way: 5 % of a small model's time
+        weights = mlp.fc1.weight, mlp.fc1.bias
+        gelu = torch.ops.mkldnn._linear_pointwise(
+            norm(x).flatten(0, -2), *weights, "gelu", [], "none"
+        )
+        return _product(gelu, mlp.fc2.weight, mlp.fc2.bias).unflatten(0, x.shape[:-1])
     return _apply(_GeluLinear, norm_linear(x, norm, mlp.fc1), mlp.fc2)
 
 
