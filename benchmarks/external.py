@@ -24,8 +24,8 @@ PACKAGES = {
     "monai": ["monai", "einops"],
     "lightly": ["lightly", "lightly-utils", "timm", "torchvision"],
 }
-# precision, images, packages; MONAI's (1.6.1) does not run under autocast: it puts bf16 tokens into an
-# fp32 tensor
+# precision, images, packages; MONAI's (1.6.1) does not run under autocast: it puts bf16 tokens
+# into an fp32 tensor
 CASES = (("no", 16, ("monai", "lightly")), ("bf16", 16, ("lightly",)))
 
 
