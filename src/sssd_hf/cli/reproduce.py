@@ -181,8 +181,10 @@ def decide(run: StudyRun, arguments: ReproduceArguments, recipe: str, data: str)
     the weights it starts from, by their digest (a record has no path), and the options of each
     script, of which those that change no result are left out."""
     if run.baseline:
-        parsed = as_dict(*parse("finetune", "", baseline_words(run, arguments, recipe)))
-        options = {"finetune": comparable(parsed), "baseline": {"kind": run.baseline}}
+        parsed = parse("finetune", "", baseline_words(run, arguments, recipe))
+        # how something is trained decides a network alone: the others know only the images
+        decisive = as_dict(*(parsed if run.baseline == "resnet18" else parsed[:1]))
+        options = {"finetune": comparable(decisive), "baseline": {"kind": run.baseline}}
         return {"data": data, "external": [], "started_from": {}, "options": options}
     options = read_options("", protocol_words(run, arguments, recipe))
     parsed = {stage: as_dict(*options.parsed[stage]) for stage in options.stages()}

@@ -136,18 +136,12 @@ def make_record(
         for stage in TRAININGS
         if stage in folders
     }
-    return {
-        "data": data,
-        "variant": variant,
-        "split": split,
-        "seed": seed,
-        "revision": ", then ".join(revisions),
+    named = {
         "versions": results["finetune"]["versions"],
         "hardware": results["finetune"].get("hardware", processor()),
         "minutes": minutes,
-        "external": decided["external"],
-        "started_from": decided["started_from"],
-        "options": options,
+    }
+    judged = {
         "num_train_images": results["finetune"]["num_train_images"] + validation,
         "metrics": {name: to_json(results["evaluate"][name]) for name in METRICS},
         "labels": names,
@@ -158,6 +152,15 @@ def make_record(
             [round(float(row[f"probability_{n}"]), 6) for n in names] for row in rows
         ],
     }
+    place = {"data": data, "variant": variant, "split": split, "seed": seed}
+    return _record(place, revisions, named, {**decided, "options": options}, judged)
+
+
+def _record(place: dict, revisions: list[str], named: dict, decided: dict, judged: dict) -> dict:
+    """The entries in their order."""
+    revision = {"revision": ", then ".join(revisions)}
+    kept = {name: decided[name] for name in ("external", "started_from", "options")}
+    return {**place, **revision, **named, **kept, **judged}
 
 
 def simple_record(
@@ -176,16 +179,8 @@ def simple_record(
     """
     data, groups = decided["data"], found["groups"]
     metrics = classification_metrics(found["truth"], found["probabilities"])
-    return {
-        "data": data,
-        "variant": variant,
-        "split": split,
-        "seed": seed,
-        "revision": ", then ".join(revisions),
-        **{name: found[name] for name in ("versions", "hardware", "minutes")},
-        "external": decided["external"],
-        "started_from": decided["started_from"],
-        "options": decided["options"],
+    named = {name: found[name] for name in ("versions", "hardware", "minutes")}
+    judged = {
         "num_train_images": found["num_train_images"],
         "metrics": {name: to_json(metrics[name]) for name in METRICS},
         "labels": found["labels"],
@@ -194,6 +189,8 @@ def simple_record(
         "truth": found["truth"],
         "probabilities": np.round(found["probabilities"], 6).tolist(),
     }
+    place = {"data": data, "variant": variant, "split": split, "seed": seed}
+    return _record(place, revisions, named, decided, judged)
 
 
 def _read(path: Path) -> dict[str, Any]:
