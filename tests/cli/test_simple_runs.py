@@ -103,7 +103,10 @@ def test_a_study_has_baselines_beside_its_models(images, tmp_path):
             "protocols": {"random": {"title": "draws", "columns": ["draw"], "seeds": [0]}},
             "variants": {
                 "ridge": {"title": "ridge on thumbnails", "baseline": "ridge"},
-                "resnet18": {"title": "ResNet-18", "baseline": "resnet18", "learning_rate": 1e-3},
+                "resnet18": {
+                    "title": "ResNet-18", "baseline": "resnet18", "learning_rate": 1e-3,
+                    "mixed_precision": "bf16",  # another one than of the run before
+                },
             },
         },
     }  # fmt: skip

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from scipy.special import softmax
 from torch import nn
@@ -81,13 +82,14 @@ class ResNet18(nn.Module):
         return output
 
 
-def by_resnet(dataset: Any, splits: Splits, arguments: tuple) -> np.ndarray:
+def by_resnet(
+    dataset: Any, splits: Splits, arguments: tuple, accelerator: Accelerator
+) -> np.ndarray:
     """(test images, classes) shares of a ResNet-18 trained as the options of finetune.py say, all
     layers at one rate; with the last weights, for an average of them would not fit the averages of
     batch normalisation. A run of minutes: it keeps no checkpoints."""
     data, options, augmentation, training = arguments
     set_seed(training.seed)
-    accelerator = Accelerator(mixed_precision=training.mixed_precision)
     device = accelerator.device
     size, channels = (options.image_size or 112,) * 2, options.num_channels or 1
     preparation, statistics = Preparation(size, channels), read_statistics(None, channels)
@@ -129,11 +131,11 @@ def by_resnet(dataset: Any, splits: Splits, arguments: tuple) -> np.ndarray:
 
 
 KINDS = {
-    "ridge": lambda dataset, splits, _: by_thumbnails("ridge", dataset, splits),
-    "nearest_neighbor": lambda dataset, splits, _: by_thumbnails(
+    "ridge": lambda dataset, splits, *_: by_thumbnails("ridge", dataset, splits),
+    "nearest_neighbor": lambda dataset, splits, *_: by_thumbnails(
         "nearest_neighbor", dataset, splits
     ),
-    "file_facts": lambda dataset, splits, _: by_file_facts(dataset, splits),
+    "file_facts": lambda dataset, splits, *_: by_file_facts(dataset, splits),
     "resnet18": by_resnet,
 }
 
@@ -160,13 +162,15 @@ def run_simple(kind: str, words: list[str]) -> dict[str, Any]:
     if not splits["test"]:
         raise ValueError(f"--split_column {data.split_column}: has no test images.")
     began = time.monotonic()
-    shares = KINDS[kind](dataset, splits, arguments)
+    AcceleratorState._reset_state()  # else the precision of the run before would bind this one
+    accelerator = Accelerator(mixed_precision=training.mixed_precision)
+    shares = KINDS[kind](dataset, splits, arguments, accelerator)
     minutes = (time.monotonic() - began) / 60
     test = dataset.select(splits["test"])
     groups = groups_of(dataset, splits["test"], data.group_column_name)
     return {
         "versions": versions(),
-        "hardware": hardware(Accelerator(cpu=kind != "resnet18")),
+        "hardware": hardware(accelerator),
         "num_train_images": len(splits["train"]),
         "minutes": {"baseline": round(minutes, 2)},
         "labels": names,
