@@ -9,6 +9,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
 torch.set_num_threads(1)
 
@@ -16,6 +17,12 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _precision():
+    """The process's first Accelerator sets the precision of all later ones: each test its own."""
+    AcceleratorState._reset_state()
 
 
 @pytest.fixture(scope="module")
