@@ -82,11 +82,12 @@ def summary_row(records: Records, places: list[tuple[str, int]], name: str) -> s
     """variant, runs, accuracy with spread, its interval, AUC with spread, its interval, minutes."""
     found = summarise_runs([draw_of(record) for record in records.values()])
     accuracy, area = found["accuracy"], found["roc_auc"]
-    spread = "" if accuracy["std"] is None else (
-        f" ± {_percent(accuracy['std'])} ({_percent(accuracy['min'])} to "
-        f"{_percent(accuracy['max'])})"
-    )  # fmt: skip
-    area_spread = "" if area["std"] is None else f" ± {area['std']:.3f}"
+    spread = area_spread = ""
+    if accuracy["std"] is not None:
+        ends = f"({_percent(accuracy['min'])} to {_percent(accuracy['max'])})"
+        spread, area_spread = f" ± {_percent(accuracy['std'])} {ends}", f" ± {area['std']:.3f}"
+    if accuracy["std"] == area["std"] == 0:  # a baseline on one split: nothing in it is by chance
+        spread, area_spread = " (with every seed)", ""
     minutes = np.mean([sum(record["minutes"].values()) for record in records.values()])
     runs = f"{len(records)}" if len(records) == len(places) else f"{len(records)} of {len(places)}"
     return (
