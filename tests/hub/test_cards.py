@@ -186,9 +186,17 @@ def test_all_images_of_other_data_are_no_test_split_of_the_trainings(folders):
     assert ELSEWHERE in text
     assert NOWHERE not in text
     result = data.eval_results[0]
-    assert result.dataset_name == "all images of data that no record names"
+    assert result.dataset_name == "data that no record names"
     assert result.dataset_split == "all"
     assert result.dataset_args["num_test_images_seen"] == 0
+
+
+def test_a_split_of_other_data_is_not_called_the_trainings(folders):
+    text, data = evaluated_card(folders, other_data=True, num_test_images_seen=0)
+    assert "said to be of another data set than the training's" in text
+    assert NOWHERE not in text
+    assert ELSEWHERE not in text
+    assert data.eval_results[0].dataset_name == "data that no record names"
 
 
 @pytest.mark.parametrize(

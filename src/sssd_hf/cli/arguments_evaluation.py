@@ -28,6 +28,11 @@ class EvaluateArguments:
     compare_with: str | None = option(
         None, "The --output_dir of another model's evaluation on the same images, to compare with."
     )
+    other_data: bool = option(
+        False,
+        "The images are of another data set than the training's: files and groups that are called "
+        "like its own are others.",
+    )
     report: bool = option(
         True, "Draw the figures, explain the most confident answers, and write report.html."
     )

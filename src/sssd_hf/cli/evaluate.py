@@ -193,7 +193,12 @@ def main(argv: list[str] | None = None) -> int:
         dataset, rows, preparation, data_arguments, title="test images", output=output
     )
     rows = test.rows.tolist()  # without the files left out by --skip_bad_files
-    num_seen = warn_of_seen_images(Path(checkpoint) / "splits.json", dataset, rows)
+    column = data_arguments.group_column_name
+    num_seen, num_shared = 0, None if column is None else 0
+    if not arguments.other_data:
+        splits = Path(checkpoint) / "splits.json"
+        num_seen = warn_of_seen_images(splits, dataset, rows)
+        num_shared = count_shared_groups(splits, dataset, rows, column)
     probabilities = classifier.probabilities(test, arguments.per_device_eval_batch_size)
     labels = np.array([known.index(names[i]) for i in test.labels])
     groups = groups_of(dataset, rows, data_arguments.group_column_name)
@@ -227,9 +232,8 @@ def main(argv: list[str] | None = None) -> int:
         "num_test_images_seen": num_seen,
         "num_test_groups": None if groups is None else len(set(groups)),
         "group_column_name": data_arguments.group_column_name,
-        "num_groups_shared_with_training": count_shared_groups(
-            Path(checkpoint) / "splits.json", dataset, rows, data_arguments.group_column_name
-        ),
+        "num_groups_shared_with_training": num_shared,
+        "other_data": arguments.other_data,
         "split_source": source,
         "split_column": None if whole else data_arguments.split_column,
         "test_split": data_arguments.test_split or "test",

@@ -80,7 +80,8 @@ def warn_of_seen_images(splits: Path, dataset: Any, rows: list[int]) -> int | No
     if seen:
         logger.warning(
             f"{len(seen)} of the {len(rows)} test images, such as {seen[0]}, are named in {splits} "
-            "as training or validation images: if they are the same, the figures are too good"
+            "as training or validation images: the figures are too good (unless these are other "
+            "images called so by chance; evaluate.py then takes --other_data true)"
         )
     return len(seen)
 
@@ -101,7 +102,7 @@ def count_shared_groups(
         logger.warning(
             f"{len(shared)} of the {len(tested)} groups ({column}) of the test images, such as "
             f"{min(shared)}, are also those of training or validation images: the figures are too "
-            "good"
+            "good (unless these are other ones called so by chance; then say --other_data true)"
         )
     complete = known <= set(names)  # else others may be shared, which can't be seen here
     return len(shared) if shared or complete else None

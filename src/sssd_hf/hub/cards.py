@@ -24,7 +24,7 @@ MARK = "Written by sssd_hf from measured results; it is written anew, and change
 TAGS = ("sssd", "medical-imaging", "masked-autoencoder", "not-for-clinical-use")
 FORM = "## This form\n"  # heads the section that export.py adds to a card
 MAX_RESULTS = 12  # metrics in the metadata
-NOT_NAMED = "all images of data that no record names"
+NOT_NAMED = "data that no record names"
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def results_of(sources: Sources, options: CardOptions) -> list[Any]:
     found, recipe = sources.evaluation, sources.recipe
     dataset = recipe.get("dataset_name")
     # all images were tested: of which data no record tells, and hardly of the training's
-    whole = found.get("test_split") == ALL_IMAGES
+    whole = found.get("test_split") == ALL_IMAGES or bool(found.get("other_data"))
     on_hub = bool(dataset) and not whole and is_on_hub(dataset, "dataset")
     facts = evaluation_facts(found, sources.results, sources.config)
     counts = ("num_test_images_seen", "num_groups_shared_with_training")
@@ -233,7 +233,12 @@ def newness_limits(found: dict[str, Any]) -> list[str]:
     shared = found.get("num_groups_shared_with_training")
     if shared is None and found.get("num_test_groups") is not None:
         limits.append("Whether the training had some of the tested patients is not recorded.")
-    if found.get("test_split") == ALL_IMAGES:
+    if found.get("other_data"):
+        limits.append(
+            "The tested images were said to be of another data set than the training's, but not "
+            "of which."
+        )
+    elif found.get("test_split") == ALL_IMAGES:
         limits.append(
             "Whether the tested images are of another hospital or device than those of the "
             "training is not recorded."
