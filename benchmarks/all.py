@@ -16,9 +16,10 @@ from measuring import RESULTS
 
 # the most important first: what finds no time is left out
 CPU = (
-    "step memory distillation feeding end_to_end latency inference startup growth external".split()
+    "step memory distillation feeding end_to_end latency inference startup growth external "
+    "step_compiled".split()
 )
-GPU = "step memory feeding distillation end_to_end latency inference".split()
+GPU = "step memory feeding distillation end_to_end latency inference step_compiled".split()
 HERE = Path(__file__).parent
 
 
@@ -37,7 +38,9 @@ def main() -> None:
         if left < 20:
             wrong.append(f"{name} (no time left)")
             continue
-        line = [sys.executable, str(HERE / f"{name}.py"), "--device", arguments.device, *others]
+        script, compiled = name.removesuffix("_compiled"), name.endswith("_compiled")
+        line = [sys.executable, str(HERE / f"{script}.py"), "--device", arguments.device, *others]
+        line += ["--compile"] * compiled
         try:
             limit = None if left == float("inf") else left
             if subprocess.run(line, timeout=limit).returncode:

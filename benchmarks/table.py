@@ -8,6 +8,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results"
@@ -24,6 +25,7 @@ YARDSTICKS = (
 BARS = {
     "step_same": ("step against stock, same architecture and precision (small)", 1.2, 1.4, True),
     "step_tuned": ("the same, stock with fused AdamW and (bf16) eager attention", None, None, True),
+    "step_compiled": ("the same, all under `torch.compile`", 1.2, 1.4, True),
     "monai": ("the same against MONAI's MAE, as its users run it", None, None, True),
     "lightly": ("the same against lightly's MAE, as its users run it", None, None, True),
     "step_defaults": ("step, each at its defaults (small)", 4.0, 4.0, True),
@@ -76,6 +78,8 @@ def measured(found: dict[str, dict]) -> Iterator[tuple[str, str, float]]:
             yield "step_tuned", setting(case), case["ratio_tuned"]
         if case["size"] == "base" and case["pixels"] == 224 and case["precision"] == "bf16":
             yield "mfu", setting(case), case["mfu"]
+    for case in cases("step_compiled"):
+        yield "step_compiled", setting(case), case["ratio"]
     for case in cases("external"):
         for package, value in case["ratios"].items():
             yield package, setting(case), value
@@ -171,7 +175,8 @@ def every_setting(found: dict[str, dict], device: str) -> Iterator[str]:
 def rates(found: dict[str, dict]) -> Iterator[str]:
     yield "| step | ours, images/s | stock | stock, tuned | the paper's | ours, MFU | stock, MFU |"
     yield "| --- | --- | --- | --- | --- | --- | --- |"
-    for case in found.get("step", {}).get("figures", ()):
+    figures = (found.get(name, {}).get("figures", ()) for name in ("step", "step_compiled"))
+    for case in chain(*figures):
         if case["kind"] == "same":
             rate = case["images_per_second"]
             ways = ("own", "stock", "stock, tuned", "published")
