@@ -100,9 +100,9 @@ def defaults(size: str, pixels: int, batch: int, arguments) -> dict:
 def main(argv: list[str] | None = None) -> None:
     arguments = options(__doc__, argv, compile=False, cases=0)
     cases = GPU_CASES if arguments.device == "cuda" else CPU_CASES
-    cases = cases[: 1 if arguments.quick else arguments.cases or None]
     if arguments.compile:  # five models a case, of which each takes minutes on a CPU
         cases = [case for case in cases if case[0] == "small"][:1]
+    cases = cases[: 1 if arguments.quick else arguments.cases or None]
     found = []
     for precision in ("no", "bf16"):
         for case in cases:
