@@ -46,7 +46,7 @@ def one(way: str, size: str, decoder: str, pixels: int, batch: int, precision: s
     def train(config: SSSDConfig, batch: int):
         own = way == "own"
         model = own_model(config, device, precision) if own else stock_model(config, device)
-        step = training_step(model, batch, device, precision, False, fused=own)
+        step = training_step(model, batch, device, precision, False, fused=own, own=own)
         for _ in range(2):
             step()
         return model, step

@@ -11,6 +11,7 @@ from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
 from sssd_hf import SSSDConfig, SSSDForPreTraining
 from sssd_hf.modeling_sssd import sincos_positions
+from sssd_hf.training.optimization import step_in_backward
 
 
 def own_model(config: SSSDConfig, device: str, precision: str) -> nn.Module:
@@ -103,10 +104,17 @@ class PublishedMAE(nn.Module):
 
 
 def training_step(
-    model: nn.Module, batch: int, device: str, precision: str, compiled: bool, fused: bool
+    model: nn.Module,
+    batch: int,
+    device: str,
+    precision: str,
+    compiled: bool,
+    fused: bool,
+    own: bool = False,
 ) -> Callable[[], Any]:
     """Forward, backward and AdamW on fixed images; without `fused` as torch builds the optimiser by
-    default (one parameter after the other on a CPU, in groups on a GPU)."""
+    default (one parameter after the other on a CPU, in groups on a GPU); `own`: where our scripts
+    take its step."""
     config = model.config
     images = torch.randn(batch, config.num_channels, config.image_size, config.image_size)
     images = images.to(device)
@@ -120,7 +128,8 @@ def training_step(
         with mixed:
             output = model(images)
         loss = output if isinstance(output, torch.Tensor) else output.loss
-        loss.backward()
+        with step_in_backward(optimizer) if own and device == "cpu" else nullcontext():
+            loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 

@@ -48,7 +48,9 @@ def same_architecture(case: tuple, precision: str, compiled: bool, arguments) ->
         models["stock, tuned"].set_attn_implementation("eager")
     chosen = [name for name in models if name.startswith("own") or "tuned" in name]
     steps = {
-        name: training_step(model, batch, device, precision, compiled, fused=name in chosen)
+        name: training_step(
+            model, batch, device, precision, compiled, name in chosen, name.startswith("own")
+        )
         for name, model in models.items()
     }
     turns = {name: partial(timed, step, device) for name, step in steps.items()}
@@ -82,7 +84,9 @@ def defaults(size: str, pixels: int, batch: int, arguments) -> dict:
     precision = "bf16" if device == "cuda" else "no"
     ours = SSSDConfig.from_size(size, image_size=pixels, num_channels=1)
     theirs = SSSDConfig.from_size(size, "mae", "mae", image_size=pixels, num_channels=3)
-    own = training_step(own_model(ours, device, precision), batch, device, precision, False, True)
+    own = training_step(
+        own_model(ours, device, precision), batch, device, precision, False, True, True
+    )
     stock = training_step(stock_model(theirs, device), batch, device, "no", False, False)
     turns = {"stock": partial(timed, stock, device), "own": partial(timed, own, device)}
     figures = interleave(turns, arguments.repeats)

@@ -7,7 +7,13 @@ import torch
 from torch import nn
 
 from sssd_hf import SSSDConfig, SSSDForImageClassification, SSSDForPreTraining
-from sssd_hf.training.optimization import cosine_with_warmup, parameter_groups, set_learning_rate
+from sssd_hf.training import optimization
+from sssd_hf.training.optimization import (
+    cosine_with_warmup,
+    parameter_groups,
+    set_learning_rate,
+    step_in_backward,
+)
 
 FIELDS = {
     "hidden_size": 32,
@@ -135,3 +141,35 @@ def test_schedule_ends_at_zero_and_stays_there():
 def test_schedule_keeps_the_ratio_of_the_groups():
     for high, low in rates(3, 12, 12, groups=((2.0,), (0.5,))):
         assert low == pytest.approx(high / 4)
+
+
+def test_stepping_in_the_backward_pass_changes_no_number(monkeypatch):
+    monkeypatch.setattr(optimization, "LARGE", 1024)
+    torch.manual_seed(0)
+    model = SSSDForPreTraining(SSSDConfig(**FIELDS))
+    expected = SSSDForPreTraining(model.config)
+    expected.load_state_dict(model.state_dict())
+    made = [
+        torch.optim.AdamW(parameter_groups(each, 1e-2, 0.05), fused=True)
+        for each in (model, expected)
+    ]
+    images = torch.randn(4, 1, 32, 32)
+    noise = torch.rand(4, model.config.num_patches)
+    large = [p for p in model.parameters() if p.requires_grad and p.numel() >= 1024]
+    assert 0 < len(large) < len(list(model.parameters()))
+    for _ in range(3):
+        with step_in_backward(made[0]):
+            model(images, noise=noise).loss.backward()
+        assert not any(p.grad is not None for p in large)
+        expected(images, noise=noise).loss.backward()
+        for optimizer in made:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        for name, weight in expected.state_dict().items():
+            assert torch.equal(model.state_dict()[name], weight), name
+    states = [optimizer.state_dict()["state"] for optimizer in made]
+    assert states[0].keys() == states[1].keys()
+    for index, other in states[1].items():
+        assert all(torch.equal(states[0][index][key], other[key]) for key in other)
+    model(images, noise=noise).loss.backward()  # outside it is an ordinary model again
+    assert all(p.grad is not None for p in large)

@@ -4,6 +4,7 @@ import logging
 import math
 import re
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 import yaml
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 
 from ..configuration_sssd import SSSDConfig
 from ..data.cache import Images
@@ -23,7 +25,7 @@ from ..training.checkpoints import Checkpoints, gather
 from ..training.feeds import Ahead, ImageFeed, StreamFeed
 from ..training.log import Log
 from ..training.loop import LoopSettings, Stage, train
-from ..training.optimization import cosine_with_warmup, parameter_groups
+from ..training.optimization import cosine_with_warmup, parameter_groups, step_in_backward
 from .arguments import DataArguments, ModelArguments, TrainingArguments
 from .common import hardware, save_checkpoint, versions, write_json
 from .data import decode_split, hold_out, load_stream, working_size
@@ -211,6 +213,13 @@ def fit(
     if training.torch_compile:
         model.compile()
     wrapped, optimizer = accelerator.prepare(model, optimizer)
+    whole = (  # on a GPU many small launches would cost more than the memory is worth
+        accelerator.device.type == "cpu"
+        and accelerator.distributed_type == DistributedType.NO
+        and training.gradient_accumulation_steps == 1
+        and not training.max_grad_norm
+        and accelerator.scaler is None
+    )
     average = WeightAverage(model, training.ema_decay) if training.ema_decay else None
     warmup = warmup_steps(training, settings, feed.steps_per_epoch)
     every = training.checkpointing_steps
@@ -228,20 +237,21 @@ def fit(
         accelerator.init_trackers("sssd_hf", plain)
         log.tracker = accelerator.log
     try:
-        speed = train(
-            accelerator,
-            wrapped,
-            optimizer,
-            partial(cosine_with_warmup, warmup_steps=warmup, total_steps=settings.total_steps),
-            feed,
-            stage,
-            settings,
-            log,
-            average,
-            checkpoints,
-            training.resume_from_checkpoint,
-            {**options, "num_train_images": feed.num_images},
-        )
+        with step_in_backward(optimizer) if whole else nullcontext():
+            speed = train(
+                accelerator,
+                wrapped,
+                optimizer,
+                partial(cosine_with_warmup, warmup_steps=warmup, total_steps=settings.total_steps),
+                feed,
+                stage,
+                settings,
+                log,
+                average,
+                checkpoints,
+                training.resume_from_checkpoint,
+                {**options, "num_train_images": feed.num_images},
+            )
     finally:
         feed.close()
     if average:

@@ -2,9 +2,13 @@
 
 import math
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
+
+LARGE = 2**20  # numbers in a weight: for the gradient of less, a call of the optimiser is too much
 
 
 def layer_index(name: str, num_layers: int) -> int:
@@ -60,3 +64,26 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> float:
     for group in optimizer.param_groups:
         group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
     return max(group["lr"] for group in optimizer.param_groups)
+
+
+@contextmanager
+def step_in_backward(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Inside, the backward pass steps each large weight as soon as it has its gradient, and frees
+    that, so that gradients, 4 of AdamW's 16 bytes a weight, never lie all beside each other.
+
+    The same numbers as `optimizer.step()` after the backward pass, which is left with the small
+    weights. Only for gradients that are whole by then: of one process and one part batch, neither
+    clipped by their common norm nor scaled.
+    """
+
+    def step(_: torch.Tensor) -> None:
+        optimizer.step()  # what has a gradient: this weight, and small ones since the last call
+        optimizer.zero_grad(set_to_none=True)
+
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    handles = [w.register_post_accumulate_grad_hook(step) for w in weights if w.numel() >= LARGE]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
