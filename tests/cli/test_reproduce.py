@@ -17,6 +17,7 @@ from sssd_hf.cli import reproduce
 from sssd_hf.cli.external import write_external_table
 from sssd_hf.cli.study_records import digest, draw_of, read_records
 from sssd_hf.cli.study_tables import tables
+from sssd_hf.data import duplicates
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 pytestmark = pytest.mark.usefixtures("no_figures")
@@ -192,12 +193,22 @@ def map_digests(names):
     return {digest("TINY", name) for name in names}
 
 
-def test_a_study_does_not_pretrain_on_test_images(recipe, images, tmp_path, no_run):
-    def everything(content):
-        content["reproduce"]["variants"]["stable"]["pretrain_on_all"] = True
+@pytest.mark.parametrize(
+    ("where", "option"),
+    [
+        (("reproduce", "variants", "stable"), {"pretrain_on_all": True}),
+        (("cross_validate",), {"pretrain_on_all": True}),
+        (("cross_validate",), {"cross_validation": 5}),
+    ],
+)
+def test_a_study_runs_splits_that_are_named(where, option, recipe, images, tmp_path, no_run):
+    def change(content):
+        for name in where:
+            content = content.setdefault(name, {})
+        content |= option
 
-    with pytest.raises(ValueError, match="lets test images into the pretraining"):
-        start(changed(recipe, tmp_path, everything), images, tmp_path)
+    with pytest.raises(ValueError, match="leave out pretrain_on_all and cross_validation"):
+        start(changed(recipe, tmp_path, change), images, tmp_path)
 
 
 def changed(recipe, folder, change):
@@ -244,6 +255,10 @@ def no_pretraining(content):
     content["reproduce"]["variants"]["stable"]["skip_pretraining"] = True
 
 
+def baseline(content):
+    content["reproduce"]["variants"]["scratch"] = {"baseline": "resnet18"}
+
+
 def data_set(content):
     content["reproduce"]["data"] = "OTHER"
 
@@ -263,6 +278,7 @@ def validation(content):
         (checkpoint, r"started_from: {} -> {'finetune': '\w{12}'}"),
         (no_pretraining, "pretrain: done -> not done"),
         (data_set, "data: TINY -> OTHER"),
+        (baseline, "baseline: not done -> done"),
         (validation, r"split_seed \(cross_validate\): 0 -> 5"),
     ],
 )
@@ -422,6 +438,32 @@ def test_a_row_is_of_records_of_one_kind(study, recipe, tmp_path):
         tables(tmp_path / "results", "tiny", plan)
 
 
+def test_an_option_newer_than_a_record_has_its_default(study, recipe, images, tmp_path, no_run):
+    shutil.copytree(study / "results", tmp_path / "results")
+    for path in (tmp_path / "results").rglob("*.json"):
+        record = json.loads(path.read_text())
+        del record["options"]["finetune"]["positive_label"]
+        path.write_text(json.dumps(record))
+    start(recipe, images, tmp_path, "--tables_only", "true")
+
+    def change(content):
+        content["common"]["positive_label"] = "down"
+
+    with pytest.raises(ValueError, match=r"positive_label \(.*finetune.*\): None -> down"):
+        start(changed(recipe, tmp_path, change), images, tmp_path, "--tables_only", "true")
+
+
+def test_data_that_changed_between_runs_make_no_row(study, recipe, tmp_path):
+    shutil.copytree(study / "results", tmp_path / "results")
+    path = tmp_path / "results/tiny/scratch/draw_1-seed_0.json"
+    record = json.loads(path.read_text())
+    record["truth"][0] = 1 - record["truth"][0]
+    path.write_text(json.dumps(record))
+    plan = yaml.safe_load(recipe.read_text())["reproduce"]
+    with pytest.raises(ValueError, match=r"draw_1: the records of .*, seed 0 are of other images"):
+        tables(tmp_path / "results", "tiny", plan)
+
+
 def test_an_interval_that_is_not_known_is_a_dash(study, recipe, tmp_path):
     """All images of a class are of one patient."""
     shutil.copytree(study / "results", tmp_path / "results")
@@ -464,6 +506,22 @@ def test_copies_of_test_images_are_not_pretrained_on(images, tmp_path):
     assert "copy_of_test.png" not in names
     assert "copy_of_train.png" in names
     assert "scan_00.png" not in names  # a test image itself
+
+
+def test_copies_that_cannot_be_left_out_are_refused(images, tmp_path, monkeypatch):
+    import nibabel
+
+    folder = tmp_path / "volumes"
+    folder.mkdir()
+    volume = np.random.default_rng(0).uniform(0, 200, (20, 20, 4)).astype(np.float32)
+    nibabel.save(nibabel.Nifti1Image(volume, np.eye(4)), folder / "scan.nii")
+    with pytest.raises(ValueError, match="volumes or files of several frames"):
+        write_external_table(tmp_path / "a.csv", images, "draw_0", "train", [folder])
+    monkeypatch.setattr(duplicates, "MAX_PAIRS", 0)
+    with pytest.raises(ValueError, match="more near copies than can be listed"):
+        write_external_table(
+            tmp_path / "b.csv", images, "draw_0", "train", [images.parent / "other"]
+        )
 
 
 def test_the_protocols_own_training_part_is_pretrained_on(recipe, images, tmp_path, monkeypatch):

@@ -68,6 +68,11 @@ def test_a_resnet_depends_on_its_seed_alone(images, tmp_path):
     assert not np.allclose(shares(3), shares(4), atol=1e-3)
 
 
+def test_a_resnet_refuses_what_it_would_not_heed(images, tmp_path):
+    with pytest.raises(ValueError, match="--cutmix_alpha is not for it"):
+        run_simple("resnet18", words(images, tmp_path, "--cutmix_alpha", 1.0))
+
+
 def test_ridge_is_scikit_learns():
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (60, 1, 32, 32), dtype=np.uint8)

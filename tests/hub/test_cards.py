@@ -192,7 +192,7 @@ def test_all_images_of_other_data_are_no_test_split_of_the_trainings(folders):
 
 
 def test_a_split_of_other_data_is_not_called_the_trainings(folders):
-    text, data = evaluated_card(folders, other_data=True, num_test_images_seen=0)
+    text, data = evaluated_card(folders, other_data=True, num_test_images_seen=None)
     assert "said to be of another data set than the training's" in text
     assert NOWHERE not in text
     assert ELSEWHERE not in text

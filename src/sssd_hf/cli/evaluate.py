@@ -184,7 +184,7 @@ def main(argv: list[str] | None = None) -> int:
             f"--positive_label {data_arguments.positive_label} is not the model's: {known[1]} "
             "counts as the positive class here, as in its training"
         )
-    rows, source = rows_to_evaluate(dataset, data_arguments, checkpoint)
+    rows, source = rows_to_evaluate(dataset, data_arguments, checkpoint, arguments.other_data)
     columns = [c.strip() for c in arguments.subgroup_columns.split(",") if c.strip()]
     for column in columns:
         column_of(dataset, rows, column, "--subgroup_columns")  # before the work
@@ -193,10 +193,9 @@ def main(argv: list[str] | None = None) -> int:
         dataset, rows, preparation, data_arguments, title="test images", output=output
     )
     rows = test.rows.tolist()  # without the files left out by --skip_bad_files
-    column = data_arguments.group_column_name
-    num_seen, num_shared = 0, None if column is None else 0
+    num_seen = num_shared = None  # what only looks the same by its name is not counted
     if not arguments.other_data:
-        splits = Path(checkpoint) / "splits.json"
+        splits, column = Path(checkpoint) / "splits.json", data_arguments.group_column_name
         num_seen = warn_of_seen_images(splits, dataset, rows)
         num_shared = count_shared_groups(splits, dataset, rows, column)
     probabilities = classifier.probabilities(test, arguments.per_device_eval_batch_size)

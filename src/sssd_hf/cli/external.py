@@ -24,7 +24,8 @@ def write_external_table(
         images kept, and left out as copies, by folder name.
 
     Raises:
-        ValueError: as `load_images`; no image is to be trained on.
+        ValueError: as `load_images`; no image is to be trained on; one of `folders` has volumes, or
+            more near copies than are listed.
     """
     target = load_images(data_dir)
     values = [as_text(value) for value in target[split_column][:]]
@@ -42,9 +43,19 @@ def write_external_table(
     for folder in folders:
         dataset = load_images(folder, label_column_name=None)
         sources = image_sources(dataset)
+        if any("frame" in source for source in sources):
+            raise ValueError(
+                f"{folder}: has volumes or files of several frames, of which none could be left "
+                "out by itself. Write their slices as single images first."
+            )
         found = inspect_images(sources)
         thumbnails = np.concatenate([test_images, found.thumbnails])
         pairs = near_pairs(thumbnails)
+        if not pairs.complete:
+            raise ValueError(
+                f"{folder}: has more near copies than can be listed, so that not all copies of "
+                "test images are known. Thin it out first: scripts/audit.py shows them."
+            )
         across = (pairs.first < len(test_images)) & (pairs.second >= len(test_images))
         copies = set((pairs.second[across] - len(test_images)).tolist())
         kept = [p for i, p in enumerate(found.positions.tolist()) if i not in copies]

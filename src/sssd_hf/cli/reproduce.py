@@ -93,7 +93,7 @@ def list_runs(plan: dict[str, Any], arguments: ReproduceArguments) -> list[Study
 
     Raises:
         ValueError: a variant, protocol or baseline that there is not; a column whose name cannot
-            be given to --split_column; pretraining on test images.
+            be given to --split_column.
     """
     chosen = {}
     for option, known in (("variants", plan["variants"]), ("protocols", plan["protocols"])):
@@ -125,11 +125,6 @@ def list_runs(plan: dict[str, Any], arguments: ReproduceArguments) -> list[Study
                         f"{', '.join(KINDS)}."
                     )
                 options = {**shared, **own}
-                if options.get("pretrain_on_all"):
-                    raise ValueError(
-                        f"variant {variant}: pretrain_on_all lets test images into the "
-                        "pretraining, which a study does not do; leave it out."
-                    )
                 runs.append(StudyRun(name, variant, split, seed, options, external, baseline))
     return runs
 
@@ -187,6 +182,11 @@ def decide(run: StudyRun, arguments: ReproduceArguments, recipe: str, data: str)
         options = {"finetune": comparable(decisive), "baseline": {"kind": run.baseline}}
         return {"data": data, "external": [], "started_from": {}, "options": options}
     options = read_options("", protocol_words(run, arguments, recipe))
+    if options.protocol.pretrain_on_all or options.protocol.cross_validation:
+        raise ValueError(
+            f"--recipe {recipe}: a study runs splits that columns name, and pretrains on their "
+            "training images; leave out pretrain_on_all and cross_validation."
+        )
     parsed = {stage: as_dict(*options.parsed[stage]) for stage in options.stages()}
     if run.external:
         parsed["pretrain"] = as_dict(*parse("pretrain", "", external_words(run, arguments, recipe)))
@@ -234,6 +234,11 @@ def decide_all(
     return {path: decided for path, (_, decided) in found.items()}
 
 
+def _some(paths: list[Path]) -> str:
+    shown = ", ".join(map(str, paths[:3]))
+    return f"{shown} and {len(paths) - 3} others" if len(paths) > 3 else shown
+
+
 def check_records(decided: dict[Path, dict[str, Any]], results_dir: Path, study: str) -> None:
     """
     Raises:
@@ -248,9 +253,7 @@ def check_records(decided: dict[Path, dict[str, Any]], results_dir: Path, study:
             if found:
                 unlike.setdefault("; ".join(found), []).append(path)
     if unlike:
-        listed = "\n".join(
-            f"{', '.join(map(str, paths))}: {values}" for values, paths in unlike.items()
-        )
+        listed = "\n".join(f"{_some(paths)}: {values}" for values, paths in unlike.items())
         raise ValueError(
             "there are records of runs with other options or data than the recipe has now (record "
             f"-> recipe):\n{listed}\nGo back to those of the records, delete these so that the "
@@ -307,7 +310,9 @@ def perform(
         ValueError: as `check_begun`; the recipe was changed while the run was done.
     """
     if run.baseline:  # of minutes at most: there is nothing to go on from
-        found = run_simple(run.baseline, baseline_words(run, arguments, recipe))
+        words = protocol_words(run, arguments, recipe)
+        seed = read_options("", words).protocol.split_seed
+        found = run_simple(run.baseline, baseline_words(run, arguments, recipe), seed)
         record = simple_record(found, run.variant, run.split, run.seed, decided, [started])
         write_record(run.record_path(arguments, recipe), record)
         return

@@ -29,6 +29,13 @@ from .parsing import parse
 from .runs import loop_settings, open_images, peak_learning_rate, warmup_steps
 
 Splits = dict[str, list[int]]
+# options of finetune.py that change what a step learns from, by the value that leaves it
+NOT_FOR_RESNET = {
+    "class_weights": "none",
+    "balanced_sampling": False,
+    "mixup_alpha": 0.0,
+    "cutmix_alpha": 0.0,
+}
 
 
 def by_thumbnails(kind: str, dataset: Any, splits: Splits) -> np.ndarray:
@@ -89,6 +96,10 @@ def by_resnet(
     layers at one rate; with the last weights, for an average of them would not fit the averages of
     batch normalisation. A run of minutes: it keeps no checkpoints."""
     data, options, augmentation, training = arguments
+    for name, off in NOT_FOR_RESNET.items():
+        where = training if hasattr(training, name) else augmentation
+        if getattr(where, name) != off:
+            raise ValueError(f"baseline resnet18: --{name} is not for it; leave it out.")
     set_seed(training.seed)
     device = accelerator.device
     size, channels = (options.image_size or 112,) * 2, options.num_channels or 1
@@ -140,11 +151,12 @@ KINDS = {
 }
 
 
-def run_simple(kind: str, words: list[str]) -> dict[str, Any]:
+def run_simple(kind: str, words: list[str], split_seed: int = 0) -> dict[str, Any]:
     """Train one of `KINDS` on the training split and judge the test split.
 
     Args:
         words: options of finetune.py: which images and splits, and a ResNet's training.
+        split_seed: of what is cut off for validation.
 
     Returns:
         "versions", "hardware", "num_train_images", "minutes" ({"baseline": how many}), "labels"
@@ -158,7 +170,8 @@ def run_simple(kind: str, words: list[str]) -> dict[str, Any]:
     data, training = arguments[0], arguments[-1]
     dataset = load_data(data)
     names = require_labels(dataset)
-    splits = split_data(dataset, data, training.seed, None)
+    # validation is cut as cross_validate.py cuts it for the models of a study, whatever the seed
+    splits = split_data(dataset, data, split_seed, None)
     if not splits["test"]:
         raise ValueError(f"--split_column {data.split_column}: has no test images.")
     began = time.monotonic()

@@ -16,10 +16,12 @@ logger = logging.getLogger("sssd_hf")
 ALL_IMAGES = "all"  # --test_split of evaluate.py
 
 
-def rows_to_evaluate(dataset: Any, data: DataArguments, model: str) -> tuple[list[int], str]:
+def rows_to_evaluate(
+    dataset: Any, data: DataArguments, model: str, other_data: bool = False
+) -> tuple[list[int], str]:
     """Rows of the test images, and whence they are known: all for --test_split all; else those of
-    --splits_file; else of the split column, which may have test images only; else of splits.json
-    in the folder `model`.
+    --splits_file; else of the split column, which may have test images only; else, unless the data
+    are others than the model's, of splits.json in the folder `model`.
 
     Raises:
         ValueError: the data and the model name no test images, or none is left. Nothing is cut:
@@ -48,7 +50,7 @@ def rows_to_evaluate(dataset: Any, data: DataArguments, model: str) -> tuple[lis
             test_only=True,
         )
         rows, source = splits["test"], f"the column {column}"
-    elif stored.is_file():
+    elif stored.is_file() and not other_data:
         try:
             rows = read_splits(stored, dataset)["test"]
         except ValueError as error:

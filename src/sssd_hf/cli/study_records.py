@@ -8,6 +8,7 @@ import hashlib
 import json
 import platform
 import subprocess
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ import yaml
 
 from ..evaluation.metrics import classification_metrics, to_json
 from ..evaluation.protocols import Draw
+from .arguments import SCRIPTS
+from .parsing import as_dict, parse
 from .protocol import folder_name
 
 # of the options: where things lie and how much is said; nothing that changes a result
@@ -31,6 +34,7 @@ NOT_COMPARED = LEFT_OUT | {
     "per_device_eval_batch_size", "num_resamples", "aggregation", "subgroup_columns",
     "hub_private_repo", "hub_revision", "hub_tag", "split_column", "seed", "seeds",
 }  # fmt: skip
+UNKNOWN = object()  # the value of an option that there no longer is
 TRAININGS = ("pretrain", "finetune")
 METRICS = ("accuracy", "balanced_accuracy", "roc_auc", "recall", "specificity", "f1")
 
@@ -73,12 +77,19 @@ def comparable(options: dict[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps({k: v for k, v in options.items() if k not in NOT_COMPARED}))
 
 
+@cache
+def defaults(script: str) -> dict[str, Any]:
+    """What a script does where an option is not given; {} for what is no script."""
+    return comparable(as_dict(*parse(script, "", []))) if script in SCRIPTS else {}
+
+
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """In what two runs, or a run and what is asked for, are not of one kind; both are records or
     what `make_record` takes as `decided`.
 
-    Options and scripts that only one of them has are not compared, for a record may be older than
-    an option is; but both must have pretrained, or neither.
+    A record may be older than an option is: an option that only one of them has is compared with
+    its default. Scripts that only one has are not compared, but both must have pretrained, or
+    neither, and be a baseline, or neither.
     """
     found: dict[tuple[str, str], list[str]] = {}
     for name, default in (("data", None), ("external", []), ("started_from", {})):
@@ -86,15 +97,17 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
         if first != second:
             found[name, f"{first} -> {second}"] = []
     stages = before.get("options", {}), now.get("options", {})
-    for stage in TRAININGS:
+    for stage in (*TRAININGS, "baseline"):
         if (stage in stages[0]) != (stage in stages[1]):
             there = ["done" if stage in part else "not done" for part in stages]
             found[stage, " -> ".join(there)] = []
     for stage in stages[0].keys() & stages[1].keys():
         first, second = (comparable(part[stage]) for part in stages)
-        for name in first.keys() & second.keys():
-            if first[name] != second[name]:
-                found.setdefault((name, f"{first[name]} -> {second[name]}"), []).append(stage)
+        usual = defaults(stage)
+        for name in first.keys() | second.keys():
+            values = [part.get(name, usual.get(name, UNKNOWN)) for part in (first, second)]
+            if values[0] != values[1] and UNKNOWN not in values:
+                found.setdefault((name, f"{values[0]} -> {values[1]}"), []).append(stage)
     return sorted(
         f"{name} ({', '.join(sorted(where))}): {values}" if where else f"{name}: {values}"
         for (name, values), where in found.items()

@@ -47,6 +47,26 @@ def _percent(value: float) -> str:
     return f"{100 * value:.1f}"
 
 
+def check_images(parts: dict[str, Records]) -> None:
+    """
+    Raises:
+        ValueError: two records of one split were not tested on the same images with the same
+            labels, or not trained on as many: the data set has changed between them.
+    """
+    seen: dict[str, tuple[str, tuple]] = {}
+    for variant, records in parts.items():
+        for (split, seed), record in records.items():
+            tested = sorted(zip(record["images"], record["truth"]))
+            own = tested, record["labels"], record["num_train_images"]
+            first, found = seen.setdefault(split, (f"{variant}, seed {seed}", own))
+            if own != found:
+                raise ValueError(
+                    f"{split}: the records of {first} and {variant}, seed {seed} are of other "
+                    "images or labels: the data were changed between them. Delete the records of "
+                    "the older ones, so that the runs are done again."
+                )
+
+
 def check_agreement(variant: str, records: Records) -> None:
     """
     Raises:
@@ -86,7 +106,9 @@ def summary_row(records: Records, places: list[tuple[str, int]], name: str) -> s
     if accuracy["std"] is not None:
         ends = f"({_percent(accuracy['min'])} to {_percent(accuracy['max'])})"
         spread, area_spread = f" ± {_percent(accuracy['std'])} {ends}", f" ± {area['std']:.3f}"
-    if accuracy["std"] == area["std"] == 0:  # a baseline on one split: nothing in it is by chance
+    one_split = len({split for split, _ in records}) == 1 < len(records)
+    if one_split and all(each["min"] == each["max"] for each in (accuracy, area)):
+        # a baseline in which nothing is by chance
         spread, area_spread = " (with every seed)", ""
     minutes = np.mean([sum(record["minutes"].values()) for record in records.values()])
     runs = f"{len(records)}" if len(records) == len(places) else f"{len(records)} of {len(places)}"
@@ -123,9 +145,9 @@ def comparison_rows(
             if part is not None and not np.isnan(part["low"]):
                 ends = _interval(scale * part["low"], scale * part["high"], f"+.{digits}f")
                 cells[number] = f"{ends}, p {part['p_holm']:.2g}"
+        mean = round(scale * row["mean"], digits) + 0.0  # not "-0.0"
         rows.append(
-            f"| {main} - {variant} | {count} | {scale * row['mean']:+.{digits}f} | "
-            f"{cells[0]} | {cells[1]} |"
+            f"| {main} - {variant} | {count} | {mean:+.{digits}f} | {cells[0]} | {cells[1]} |"
         )
     return rows
 
@@ -140,7 +162,7 @@ def tables(results_dir: Path, name: str, plan: dict[str, Any]) -> str:
             variants (name -> {title}); the first variant is the main one.
 
     Raises:
-        ValueError: as `check_agreement` and `without`.
+        ValueError: as `check_images`, `check_agreement` and `without`.
     """
     study = read_records(results_dir, name)
     variants = {key: value or {} for key, value in plan["variants"].items()}
@@ -152,6 +174,7 @@ def tables(results_dir: Path, name: str, plan: dict[str, Any]) -> str:
         parts = {key: part for key, part in parts.items() if part}
         if not parts:
             continue
+        check_images(parts)
         for key, part in parts.items():
             check_agreement(key, part)
         lines += [
@@ -166,8 +189,8 @@ def tables(results_dir: Path, name: str, plan: dict[str, Any]) -> str:
             for metric, unit in (("accuracy", "points of accuracy"), ("roc_auc", "AUC")):
                 lines += [
                     "",
-                    f"| difference in {unit} | pairs | mean | bootstrap of groups, Holm | "
-                    "corrected t over draws, Holm |",
+                    f"| difference in {unit} | pairs | mean | bootstrap of groups: interval, p "
+                    "(Holm) | corrected t over draws: interval, p (Holm) |",
                     "| --- | --- | --- | --- | --- |",
                     *comparison_rows(parts, places, main, metric),
                 ]

@@ -227,18 +227,18 @@ def limits_of(sources: Sources) -> list[str]:
 
 def newness_limits(found: dict[str, Any]) -> list[str]:
     """How far the tested images are known to be new to the model, and of another place."""
+    if found.get("other_data"):
+        return [
+            "The tested images were said to be of another data set than the training's. Of which, "
+            "and whether the training had none of them, is not recorded."
+        ]
     limits = []
     if found.get("num_test_images_seen") is None:
         limits.append("Whether the training had some of the tested images is not recorded.")
     shared = found.get("num_groups_shared_with_training")
     if shared is None and found.get("num_test_groups") is not None:
         limits.append("Whether the training had some of the tested patients is not recorded.")
-    if found.get("other_data"):
-        limits.append(
-            "The tested images were said to be of another data set than the training's, but not "
-            "of which."
-        )
-    elif found.get("test_split") == ALL_IMAGES:
+    if found.get("test_split") == ALL_IMAGES:
         limits.append(
             "Whether the tested images are of another hospital or device than those of the "
             "training is not recorded."
