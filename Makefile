@@ -33,7 +33,7 @@ stress: $(INSTALLED)
 	$(BIN)/python tests/stress/invariance.py --output docs/stress/invariance.csv
 	$(BIN)/python tests/data/fuzzing.py 5000 | tee docs/stress/fuzz.txt
 
-# the README's speed table (about an hour on two quiet cores; BENCH=--quick for a trial); on a GPU:
+# the README's speed table (an hour and a half on two quiet cores; BENCH=--quick for a trial); on a GPU:
 # make bench BENCH='--device cuda --minutes 8'
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/all.py $(BENCH)

@@ -2,8 +2,9 @@
 
 Each in a fresh process. On a CPU: the largest resident set less that after a step of a model of few
 weights, which loads the libraries; on a GPU: the most that torch had allocated. Beside it for a CPU
-`allocated`, the most that tensors had (the allocator's gaps are not in it), and `state`, without
-which nothing trains by AdamW: 16 bytes a weight (weight, gradient, two averages).
+`allocated`, the most that tensors had (the allocator's gaps are not in it), and `state`, 16 bytes a
+weight: itself, its gradient and AdamW's two averages. Ours frees a large weight's gradient as soon
+as it is used, where it may (`step_in_backward`: one process, no clipping).
 """
 
 import itertools

@@ -25,17 +25,24 @@ YARDSTICKS = (
 BARS = {
     "step_same": ("step against stock, same architecture and precision (small)", 1.2, 1.4, True),
     "step_tuned": ("the same, stock with fused AdamW and (bf16) eager attention", None, None, True),
+    "published": ("the same against MAE's step re-created from its paper", None, None, True),
     "step_compiled": ("the same, all under `torch.compile`", 1.2, 1.4, True),
     "monai": ("the same against MONAI's MAE, as its users run it", None, None, True),
     "lightly": ("the same against lightly's MAE, as its users run it", None, None, True),
-    "step_defaults": ("step, each at its defaults (small)", 4.0, 4.0, True),
-    "defaults": ("end to end, each at its defaults", 5.0, 10.0, True),
+    "step_defaults": (
+        "step of small, each at its defaults (ours: grey, 192 x 4 decoder; stock: RGB, 512 x 8)",
+        *(4.0, 4.0, True),
+    ),
+    "defaults": (
+        "end to end, each at its defaults (ours: tiny, 112 px; stock: base, 224 px)",
+        *(5.0, 10.0, True),
+    ),
     "same": ("end to end, same architecture and precision", 1.8, 4.0, True),
     "feeding": ("waiting for images, share of the step", 0.10, 0.02, False),
     "distillation": ("`stable` self-distillation over plain MAE", 0.05, 0.04, False),
     "memory": ("peak memory against stock, same architecture and batch", 0.8, 0.8, False),
     "tensors": ("the same of what tensors have, without the allocator's gaps", 0.8, 0.8, False),
-    "mfu": ("MFU, base at 224, bf16", None, 0.5, True),
+    "mfu": ("share of the machine's rate of matrix products, base at 224, bf16", None, 0.5, True),
     "inference": ("`predict.py` against the stock pipeline, same files", 2.0, 5.0, True),
     "batches": ("the same, the pipeline told to take batches of 64", None, None, True),
     "int8": ("int8 ONNX against fp32 ONNX, one image", 1.4, None, True),
@@ -76,6 +83,7 @@ def measured(found: dict[str, dict]) -> Iterator[tuple[str, str, float]]:
         if case["size"] == "small":
             yield "step_same", setting(case), case["ratio"]
             yield "step_tuned", setting(case), case["ratio_tuned"]
+            yield "published", setting(case), case["ratio_published"]
         if case["size"] == "base" and case["pixels"] == 224 and case["precision"] == "bf16":
             yield "mfu", setting(case), case["mfu"]
     for case in cases("step_compiled"):
@@ -173,7 +181,7 @@ def every_setting(found: dict[str, dict], device: str) -> Iterator[str]:
 
 
 def rates(found: dict[str, dict]) -> Iterator[str]:
-    yield "| step | ours, images/s | stock | stock, tuned | the paper's | ours, MFU | stock, MFU |"
+    yield "| step | ours, images/s | stock | stock, tuned | the paper's | ours, share of the rate | stock |"
     yield "| --- | --- | --- | --- | --- | --- | --- |"
     figures = (found.get(name, {}).get("figures", ()) for name in ("step", "step_compiled"))
     for case in chain(*figures):
@@ -197,7 +205,7 @@ def growth(found: dict[str, dict]) -> Iterator[str]:
 
 def memory(found: dict[str, dict]) -> Iterator[str]:
     """`allocated` and `state`: see memory.py."""
-    yield "| peak memory, MB | ours | stock | ratio | ratio of what tensors have | AdamW's state |"
+    yield "| peak memory, MB | ours | stock | ratio | ratio of what tensors have | weights, gradients, AdamW |"
     yield "| --- | --- | --- | --- | --- | --- |"
     for case in found.get("memory", {}).get("figures", ()):
         own, stock = (case["megabytes"][way] for way in ("own", "stock"))
@@ -234,7 +242,8 @@ def main() -> None:
     if not found:
         sys.exit(f"no results of {arguments.device} in {arguments.results}: run `make bench` first")
     machines = sorted({described(content) for content in found.values()})
-    head = "Medians of interleaved runs, measured on " + "; and on ".join(machines) + "."
+    head = "Medians of interleaved runs (memory, growth: one run each), measured on "
+    head += "; and on ".join(machines) + "."
     tables = ["\n".join(every_setting(found, arguments.device))]
     tables += ["\n".join(part(found)) for part in (rates, memory, latency, growth, startup)]
     published = ["| published, on other machines | figure |", "| --- | --- |"]
