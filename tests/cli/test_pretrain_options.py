@@ -16,6 +16,7 @@ from sssd_hf import SSSDForPreTraining
 from sssd_hf.cli import finetune, pretrain
 from sssd_hf.cli.pretrain import CollapseMonitor, probe_due
 from sssd_hf.data.cache import Images
+from sssd_hf.training import optimization
 from sssd_hf.training.loop import LoopSettings
 
 PER_EPOCH = math.ceil(sum(COUNTS["train"]) / 4)
@@ -28,6 +29,20 @@ def images(tmp_path_factory):
 
 
 pytestmark = pytest.mark.usefixtures("no_figures")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [[], ["--max_grad_norm", "0.05"], ["--gradient_accumulation_steps", "2"]],
+    ids=["plain", "clipped", "accumulated"],
+)
+def test_when_a_weight_is_stepped_changes_no_number(options, images, tmp_path, monkeypatch):
+    """In the backward pass as soon as its gradient is there, where that is its whole one."""
+    found = []
+    for name, large in (("as_it_comes", 1), ("at_the_end", 10**9)):
+        monkeypatch.setattr(optimization, "LARGE", large)
+        found.append(digest(run(pretrain, images, tmp_path / name, *options)))
+    assert found[0] == found[1]
 
 
 # ---------------------------------------------------------------------- probes
