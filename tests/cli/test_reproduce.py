@@ -482,7 +482,7 @@ def test_an_interval_that_is_not_known_is_a_dash(study, recipe, tmp_path):
     assert "nan" not in text
 
 
-@pytest.mark.parametrize("study", ["covid_ct_cpu", "sars_cov_2_ct_cpu"])
+@pytest.mark.parametrize("study", ["covid_ct_cpu", "covid_ct_paper_split_cpu", "sars_cov_2_ct_cpu"])
 def test_records_that_are_published_are_of_their_recipe(study, tmp_path, no_run):
     """They are older than some of what a record has now."""
     recipe = RECIPES / f"{study}.yaml"
