@@ -1,9 +1,9 @@
 """Pretraining on files, as a user starts it, against the way of the example scripts.
 
 Whole processes from start to end, so with imports and decoding: scripts/pretrain.py, which also
-writes its checkpoint, and benchmarks/example_way.py, which writes none. Once with the same architecture and precision,
-once each at its defaults (there: ViTMAEConfig(), base at 224 pixels in RGB and fp32). An empty
-HF_HOME for each run: nothing is decoded in advance.
+writes its checkpoint, and benchmarks/example_way.py, which writes none. Once with the same
+architecture and precision, once each at its defaults (there: ViTMAEConfig(), base at 224 pixels in
+RGB and fp32). An empty HF_HOME for each run: nothing is decoded in advance.
 """
 
 import json
