@@ -181,7 +181,7 @@ def every_setting(found: dict[str, dict], device: str) -> Iterator[str]:
 
 
 def rates(found: dict[str, dict]) -> Iterator[str]:
-    yield "| step | ours, images/s | stock | stock, tuned | the paper's | share of the rate | stock |"
+    yield "| step | ours, images/s | stock | stock, tuned | paper's | share of rate | stock |"
     yield "| --- | --- | --- | --- | --- | --- | --- |"
     figures = (found.get(name, {}).get("figures", ()) for name in ("step", "step_compiled"))
     for case in chain(*figures):
@@ -205,7 +205,7 @@ def growth(found: dict[str, dict]) -> Iterator[str]:
 
 def memory(found: dict[str, dict]) -> Iterator[str]:
     """`allocated` and `state`: see memory.py."""
-    yield "| peak memory, MB | ours | stock | ratio | ratio of what tensors have | 16 bytes a weight |"
+    yield "| peak memory, MB | ours | stock | ratio | of what tensors have | 16 bytes a weight |"
     yield "| --- | --- | --- | --- | --- | --- |"
     for case in found.get("memory", {}).get("figures", ()):
         own, stock = (case["megabytes"][way] for way in ("own", "stock"))
