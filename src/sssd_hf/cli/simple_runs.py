@@ -25,7 +25,7 @@ from ..training.optimization import cosine_with_warmup
 from .batches import Batches, augmentation_of, normalize
 from .common import hardware, read_statistics, versions
 from .data import decode_split, groups_of, load_data, split_data
-from .parsing import parse
+from .parsing import as_dict, parse
 from .runs import loop_settings, open_images, peak_learning_rate, warmup_steps
 
 Splits = dict[str, list[int]]
@@ -96,9 +96,9 @@ def by_resnet(
     layers at one rate; with the last weights, for an average of them would not fit the averages of
     batch normalisation. A run of minutes: it keeps no checkpoints."""
     data, options, augmentation, training = arguments
+    asked = as_dict(*arguments)
     for name, off in NOT_FOR_RESNET.items():
-        where = training if hasattr(training, name) else augmentation
-        if getattr(where, name) != off:
+        if asked[name] != off:
             raise ValueError(f"baseline resnet18: --{name} is not for it; leave it out.")
     set_seed(training.seed)
     device = accelerator.device
