@@ -4,7 +4,7 @@ teacher's update, as the loop takes them."""
 from functools import partial
 
 import torch
-from measuring import interleave, options, ratio, timed, write
+from measuring import interleave, options, precisions, ratio, timed, write
 from models import own_model
 
 from sssd_hf import DISTILLATION_PRESETS, SSSDConfig
@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> None:
     if device == "cuda":
         cases = [("tiny", 112, 512), ("small", 224, 256), ("base", 224, 256)]
     for size, pixels, batch in cases[: 1 if arguments.quick else None]:
-        for precision in ("bf16",) if device == "cuda" else ("no", "bf16"):
+        for precision in ("bf16",) if device == "cuda" else precisions(device):
             steps = {
                 preset: step_of(preset, size, pixels, batch, precision, device)
                 for preset in DISTILLATION_PRESETS

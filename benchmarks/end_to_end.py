@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from files import phantom_folder
-from measuring import REPOSITORY, child, interleave, options, ratio, write
+from measuring import REPOSITORY, child, interleave, options, precisions, ratio, write
 
 from sssd_hf import SSSDConfig
 
@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> None:
         own_options = ["--model_size", size, "--image_size", str(pixels), *PLAIN]
         epochs = [n for n in ((10,) if cuda else (1, 10, 100)) if n <= arguments.most_epochs]
         for number in epochs[:1] if arguments.quick else epochs:
-            for precision in ("bf16",) if cuda else ("no", "bf16"):
+            for precision in ("bf16",) if cuda else precisions("cpu"):
                 same = {
                     "own": [*own_options, "--mixed_precision", precision],
                     "config": json.dumps(fields),

@@ -17,7 +17,7 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
-from measuring import child, interleave, options, ratio, write
+from measuring import child, interleave, options, precisions, ratio, write
 
 # name -> what pip installs; without dependencies, as they would bring another torch
 PACKAGES = {
@@ -60,7 +60,8 @@ def main(argv: list[str] | None = None) -> None:
     for name in PACKAGES:
         pythons[name] = make_environment(arguments.environments, name)
     found = []
-    for precision, batch, packages in CASES[: 1 if arguments.quick else None]:
+    cases = [case for case in CASES if case[0] in precisions(arguments.device)]
+    for precision, batch, packages in cases[: 1 if arguments.quick else None]:
         turns = {
             name: partial(one_process, pythons[name], name, precision, batch, arguments)
             for name in ("own", *packages)

@@ -4,7 +4,7 @@ normalisation, as share of the step, with decoded images in memory (on a GPU: on
 from functools import partial
 
 import torch
-from measuring import interleave, options, timed, write
+from measuring import interleave, options, precisions, timed, write
 from models import own_model
 
 from sssd_hf import SSSDConfig
@@ -58,6 +58,7 @@ def main(argv: list[str] | None = None) -> None:
     cases = [("tiny", 112, 64, "no"), ("tiny", 112, 64, "bf16"), ("small", 112, 32, "no")]
     if arguments.device == "cuda":
         cases = [("tiny", 112, 512, "bf16"), ("base", 224, 128, "bf16")]
+    cases = [case for case in cases if case[3] in precisions(arguments.device)]
     cases = cases[: 1 if arguments.quick else None]
     write("feeding", arguments, [measure(*case, arguments) for case in cases])
 

@@ -50,6 +50,13 @@ def options(description: str, argv: list[str] | None = None, **extra: Any) -> ar
     return found
 
 
+def precisions(device: str) -> tuple[str, ...]:
+    """Those worth measuring: bf16 where the processor has it (without, scripts take fp32)."""
+    from sssd_hf.cli.common import cpu_has_bf16
+
+    return ("no", "bf16") if device == "cuda" or cpu_has_bf16() else ("no",)
+
+
 def timed(function: Callable[[], Any], device: str = "cpu") -> dict[str, float]:
     """Seconds of one call, by both clocks."""
     import torch

@@ -89,7 +89,7 @@ def main(argv: list[str] | None = None) -> None:
     cases = GPU_CASES if arguments.device == "cuda" else CPU_CASES
     found = []
     for case in cases[: 1 if arguments.quick else None]:
-        for precision in ("no", "bf16"):
+        for precision in measuring.precisions(arguments.device):
             told = {}
             for way in ("stock", "own"):
                 call = f"memory.one{(way, *case, precision, arguments.device)!r}"

@@ -10,7 +10,7 @@ the options that ours chooses by itself, the fused AdamW and in bf16 on a CPU pl
 from functools import partial
 
 import torch
-from measuring import interleave, matrix_rate, options, ratio, timed, write
+from measuring import interleave, matrix_rate, options, precisions, ratio, timed, write
 from models import PublishedMAE, operations, own_model, stock_model, training_step
 
 from sssd_hf import SSSDConfig
@@ -108,7 +108,7 @@ def main(argv: list[str] | None = None) -> None:
         cases = [case for case in cases if case[0] == "small"][:1]
     cases = cases[: 1 if arguments.quick else arguments.cases or None]
     found = []
-    for precision in ("no", "bf16"):
+    for precision in precisions(arguments.device):
         for case in cases:
             print("step", *case, precision, "compiled" * arguments.compile)
             found.append(same_architecture(case, precision, arguments.compile, arguments))

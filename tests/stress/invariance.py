@@ -114,7 +114,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="A CSV file for the table.")
     arguments = parser.parse_args()
     rows = []
-    for precision in ("no", "bf16"):
+    for precision in ("no", "bf16") if cpu_has_bf16() else ("no",):
         with tempfile.TemporaryDirectory() as folder:
             rows += compare(Path(folder), precision)
     if arguments.output:

@@ -149,7 +149,8 @@ class TrainingArguments:
     max_grad_norm: float | None = option(None, "Clip the gradient to this norm.")
     mixed_precision: str | None = option(
         None,
-        "no, bf16 or fp16 (default: accelerate's setting; bf16 on a GPU that has it).",
+        "no, bf16 or fp16 (default: accelerate's setting; bf16 on a GPU that has it). bf16 on a "
+        "processor without it computes in fp32.",
         choices=["no", "bf16", "fp16"],
     )
     num_warmup_epochs: float | None = option(None, "The same in epochs.")

@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from accelerate.state import AcceleratorState
 from accelerate.utils import parse_flag_from_env
 
 from ..data.splits import write_splits
@@ -211,7 +210,6 @@ def run_steps(steps: list[Step], state: PartialState) -> None:
                 print(f"\n{count} {step.title}  ({clock.text(steps[number:])})", flush=True)
             began = time.monotonic()
             if step.stage != "evaluate" or state.is_main_process:
-                AcceleratorState._reset_state()  # else a stage's precision would bind the next
                 MAINS[step.stage].main(step.words)
             clock.note(step.stage, time.monotonic() - began)
         state.wait_for_everyone()

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from scipy.special import softmax
 from torch import nn
@@ -23,7 +22,7 @@ from ..training.log import Log
 from ..training.loop import Stage, train
 from ..training.optimization import cosine_with_warmup
 from .batches import Batches, augmentation_of, normalize
-from .common import hardware, read_statistics, versions
+from .common import hardware, make_accelerator, read_statistics, versions
 from .data import decode_split, groups_of, load_data, split_data
 from .parsing import as_dict, parse
 from .runs import loop_settings, open_images, peak_learning_rate, warmup_steps
@@ -175,8 +174,7 @@ def run_simple(kind: str, words: list[str], split_seed: int = 0) -> dict[str, An
     if not splits["test"]:
         raise ValueError(f"--split_column {data.split_column}: has no test images.")
     began = time.monotonic()
-    AcceleratorState._reset_state()  # else the precision of the run before would bind this one
-    accelerator = Accelerator(mixed_precision=training.mixed_precision)
+    accelerator = make_accelerator(training.mixed_precision)
     shares = KINDS[kind](dataset, splits, arguments, accelerator)
     minutes = (time.monotonic() - began) / 60
     test = dataset.select(splits["test"])

@@ -22,6 +22,7 @@ METRICS = {
     "ece": ("Expected calibration error", False),
 }
 HEADLINE = ("accuracy", "roc_auc", "recall", "specificity")
+PRECISIONS = {"no": "fp32"}  # Accelerate's word
 # while training, where nobody measured it: a processor's share for each thread, a GPU at work
 WATTS = {"cpu": 10.0, "cuda": 300.0, "mps": 30.0}
 RECIPE_ROWS = (
@@ -308,9 +309,11 @@ def hardware_text(hardware: dict[str, Any]) -> str:
         return "not recorded"
     count, kind = hardware.get("processes", 1), hardware.get("device", "cpu")
     name = clean_text(str(hardware.get("name") or kind))
+    precision = clean_text(str(hardware.get("precision") or ""))
+    computed = f", computed in {PRECISIONS.get(precision, precision)}" if precision else ""
     if kind == "cpu":
-        return f"{name}, {count} process(es) of {hardware.get('threads', '?')} thread(s)"
-    return f"{count} x {name}"
+        return f"{name}, {count} process(es) of {hardware.get('threads', '?')} thread(s){computed}"
+    return f"{count} x {name}{computed}"
 
 
 def energy_text(seconds: float, hardware: dict[str, Any], watts: float | None) -> str:
