@@ -173,6 +173,16 @@ def test_evaluation_without_a_test_split(tmp_path, capsys, class_folders):
     assert "no test split" in message
 
 
+def test_other_data_take_no_test_images_from_the_model(tmp_path, capsys, class_folders):
+    argv = ["--data_dir", str(class_folders), *MODEL, *TRAINING, "--max_train_steps", "1"]
+    assert finetune.main([*argv, "--output_dir", str(tmp_path / "out")]) == 0
+    argv = ["--data_dir", str(class_folders), "--model_name_or_path", str(tmp_path / "out")]
+    argv += ["--num_resamples", "10", "--output_dir", str(tmp_path / "evaluation")]
+    message = error_of(capsys, evaluate.main, *argv, "--other_data", "true")
+    assert "name the test images" in message
+    assert evaluate.main(argv) == 0  # there are some, of the model's own data
+
+
 def test_evaluation_on_images_that_were_trained_on_is_said(tmp_path, colour_runs, patients, caplog):
     argv = ["--data_dir", str(patients), "--label_column_name", "diagnosis"]
     argv += ["--model_name_or_path", str(colour_runs / "finetuned"), "--num_resamples", "10"]

@@ -19,6 +19,7 @@ import torch
 from kills import write_images
 
 from sssd_hf import SSSDForImageClassification, SSSDForPreTraining
+from sssd_hf.cli.common import cpu_has_bf16
 
 REPOSITORY = Path(__file__).parents[2]
 STEPS = 30

@@ -218,7 +218,6 @@ def fit(
         and accelerator.distributed_type == DistributedType.NO
         and training.gradient_accumulation_steps == 1
         and not training.max_grad_norm
-        and accelerator.scaler is None
     )
     average = WeightAverage(model, training.ema_decay) if training.ema_decay else None
     warmup = warmup_steps(training, settings, feed.steps_per_epoch)
