@@ -103,10 +103,10 @@ def test_the_figures_are_those_measured_with_interval_and_protocol(folders):
     assert card.data.license == "cc-by-4.0"
     text = card.text
     assert "| Accuracy | 71.4 % | 64.1 to 78.3 % |" in text
-    assert "| Specificity | undefined | none |" in text
+    assert "| Specificity: no found | undefined | none |" in text
     assert "| **yes** | 33 | 65 |" in text
     assert "| calibrated | 0.600 | 0.210 | 0.030 |" in text
-    assert "| Sensitivity (recall) | 91.0 % | 85.0 to 96.0 % |" in text  # at the threshold
+    assert "| Sensitivity (recall): yes found | 91.0 % | 85.0 to 96.0 % |" in text  # at the threshold
     assert "temperature 1.700" in text
     assert "read this test split 3 times" in text
     assert "mean, 95 of them): Accuracy 74.0 % (95 % interval 65.0 to 83.0 %)" in text
@@ -115,6 +115,27 @@ def test_the_figures_are_those_measured_with_interval_and_protocol(folders):
     assert "about 0.12 kWh (not measured: time x 60 W, an assumption of 10 W a thread)" in text
     assert "not a medical device" in text
     assert "Not evaluated" not in text.split("## Limits")[0]
+
+
+@pytest.mark.parametrize(
+    ("shared", "column", "kept"),
+    [(0, "official_split", "images with the same patient"), (None, None, "images with the same"),
+     (5, "official_split", "not images with the same"), (None, "cut", "not checked of images")],
+)  # fmt: skip
+def test_what_a_split_column_keeps_together_is_not_taken_on_trust(folders, shared, column, kept):
+    model, evaluation, _ = folders
+    options = {**RECIPE["finetune"], "group_column_name": "patient", "split_column": column}
+    (model / "finetune_recipe.yaml").write_text(yaml.safe_dump({"finetune": options}))
+    found = {**EVALUATED, "num_groups_shared_with_training": shared}
+    (evaluation / "all_results.json").write_text(json.dumps(found))
+    assert f"- Kept together in a split: {kept}" in body(full_card(folders))
+
+
+def test_what_was_not_chosen_on_validation_is_not_said_to_be(folders):
+    (folders[0] / "all_results.json").write_text(json.dumps({**TRAINED, "chosen_by": "roc_auc"}))
+    assert "chosen on validation images." in body(full_card(folders))
+    (folders[0] / "all_results.json").write_text(json.dumps({**TRAINED, "chosen_by": "last"}))
+    assert "nothing was chosen on the way" in body(full_card(folders))
 
 
 def test_nothing_of_the_machine_or_of_single_patients_is_told(folders):

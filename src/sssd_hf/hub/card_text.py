@@ -70,14 +70,30 @@ def interval_text(interval: Any, share: bool = False) -> str:
     return f"{low} to {high}" + (" %" if share else "")
 
 
+def classes_meant(found: dict[str, Any]) -> dict[str, str]:
+    """Of which class the metrics of two classes are: the positive one need not be the disease."""
+    labels = found.get("labels")
+    if not isinstance(labels, list) or len(labels) != 2:
+        return {}
+    negative, positive = (markdown(clean_text(str(label))) for label in labels)
+    return {
+        "average_precision": f" of {positive}",
+        "recall": f": {positive} found",
+        "specificity": f": {negative} found",
+        "precision": f" of {positive}",
+        "f1": f" of {positive}",
+    }
+
+
 def metric_rows(
-    values: dict[str, Any], intervals: Any, keys: Any = METRICS
+    found: dict[str, Any], values: dict[str, Any], intervals: Any, keys: Any = METRICS
 ) -> list[dict[str, str]]:
-    """Name, value and interval of the metrics that `values` has, as texts."""
-    intervals = intervals or {}
+    """Name, value and interval of the metrics that `values`, of the evaluation `found`, has, as
+    texts."""
+    intervals, meant = intervals or {}, classes_meant(found)
     return [
         {
-            "name": METRICS[key][0],
+            "name": METRICS[key][0] + meant.get(key, ""),
             "value": number(values[key], METRICS[key][1]),
             "interval": interval_text(intervals.get(key), METRICS[key][1]),
         }
@@ -113,12 +129,12 @@ def evaluation_facts(
         "not_new": [markdown(text) for text in warnings],
         "protocol": markdown(plain, 3 * MAX_TEXT),
         "protocol_plain": plain,
-        "headline": metric_rows(found, found.get("intervals"), HEADLINE),
-        "rows": metric_rows(found, found.get("intervals")),
+        "headline": metric_rows(found, found, found.get("intervals"), HEADLINE),
+        "rows": metric_rows(found, found, found.get("intervals")),
         "confusion": confusion_table(found),
-        "patients": patients_text(found.get("aggregated")),
+        "patients": patients_text(found),
         **calibration_facts(found, config),
-        **operating_facts(found.get("operating_point")),
+        **operating_facts(found),
         "subgroups": [
             subgroup_facts(name, values)
             for name, values in (found.get("subgroups") or {}).items()
@@ -173,11 +189,12 @@ def confusion_table(found: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def patients_text(aggregated: dict[str, Any] | None) -> str:
+def patients_text(found: dict[str, Any]) -> str:
+    aggregated = found.get("aggregated")
     if not aggregated:
         return ""
     values, intervals = aggregated.get("metrics") or {}, aggregated.get("intervals")
-    rows = metric_rows(values, intervals, HEADLINE)
+    rows = metric_rows(found, values, intervals, HEADLINE)
     shown = "; ".join(f"{r['name']} {r['value']} (95 % interval {r['interval']})" for r in rows)
     shown = shown or f"not measured: {markdown(clean_text(str(aggregated.get('reason'))))}"
     how = markdown(clean_text(str(aggregated.get("method"))))
@@ -202,7 +219,8 @@ def calibration_facts(found: dict[str, Any], config: dict[str, Any]) -> dict[str
     return {"calibration": text, "calibration_rows": rows}
 
 
-def operating_facts(point: dict[str, Any] | None) -> dict[str, Any]:
+def operating_facts(found: dict[str, Any]) -> dict[str, Any]:
+    point = found.get("operating_point")
     if not point:
         return {
             "operating_point": "None was chosen: the class of the highest score is decided for.",
@@ -214,7 +232,7 @@ def operating_facts(point: dict[str, Any] | None) -> dict[str, Any]:
         f"{rule}; fitted on {fitted}, not on the test images)."
     )
     keys = ("accuracy", "balanced_accuracy", "recall", "specificity", "precision", "f1")
-    rows = metric_rows(point.get("metrics") or {}, point.get("intervals"), keys)
+    rows = metric_rows(found, point.get("metrics") or {}, point.get("intervals"), keys)
     return {"operating_point": text, "operating_rows": rows}
 
 
@@ -284,8 +302,12 @@ def stage_facts(
     what = {
         "pretrain": "masked autoencoding with self-distillation, on training images alone, "
         "without labels",
-        "finetune": "a classifier, trained on training images; what was chosen was chosen on "
-        "validation images",
+        "finetune": "a classifier, trained on training images; "
+        + (
+            "nothing was chosen on the way"
+            if results.get("chosen_by") == "last"
+            else "what was chosen was chosen on validation images"
+        ),
     }[stage]
     steps, seconds = results.get("train_steps"), results.get("train_runtime")
     if steps:

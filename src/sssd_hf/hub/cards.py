@@ -225,6 +225,20 @@ def limits_of(sources: Sources) -> list[str]:
     return limits
 
 
+def groups_text(sources: Sources) -> str:
+    """What the splits keep together, as far as is known: a split column may cut patients."""
+    group = sources.recipe.get("group_column_name")
+    if not group:
+        return "not recorded"
+    named = markdown(f"images with the same {group}")
+    shared = (sources.evaluation or {}).get("num_groups_shared_with_training")
+    if shared:
+        return f"not {named}: the given splits have some of them in several parts"
+    if shared is None and sources.recipe.get("split_column"):
+        return f"not checked of {named}: the splits were given with the data"
+    return named
+
+
 def newness_limits(found: dict[str, Any]) -> list[str]:
     """How far the tested images are known to be new to the model, and of another place."""
     if found.get("other_data"):
@@ -275,7 +289,6 @@ def build_card(
     pretrained = " It was pretrained by SSSD, a masked autoencoder with self-distillation from decoder to encoder."  # noqa: E501
     metadata = metadata_of(sources, options, title)
     counts = sources.results.get("num_train_images")
-    group = sources.recipe.get("group_column_name")
     stages = []
     if sources.pretraining:
         stages.append(stage_facts("pretrain", *sources.pretraining, options.watts))
@@ -296,7 +309,7 @@ def build_card(
             "title": markdown(title_of_data(sources, options)),
             "count": counts,
             "splits": markdown(splits_text(sources.recipe)),
-            "groups": markdown(f"images with the same {group}") if group else "not recorded",
+            "groups": groups_text(sources),
             "preparation": markdown(preparation_text(config)),
         },
         labels=", ".join(map(markdown, labels)) if sources.stage == "finetune" else "",
