@@ -13,6 +13,7 @@ from sssd_hf.cli.batches import (
     images_at_once,
     label_weights,
     mixing_of,
+    predict_probabilities,
 )
 from sssd_hf.data.augment import Augmentation
 from sssd_hf.data.cache import Images
@@ -41,6 +42,16 @@ def test_a_cpu_takes_no_more_images_than_its_cache_holds():
     assert at_once("tiny", 112, 64) == 64
     assert at_once("base", 1024, 64) == 1
     assert at_once("small", 224, 64, "meta") == 64  # another device
+
+
+def test_a_model_in_training_mode_is_not_measured(images):
+    config = SSSDConfig.from_size(
+        "tiny", image_size=16, patch_size=8, num_channels=1, num_hidden_layers=1
+    )
+    model = SSSDForImageClassification(config)
+    assert predict_probabilities(model.eval(), images, STATISTICS, 4).shape == (12, 2)
+    with pytest.raises(RuntimeError, match="training mode"):
+        predict_probabilities(model.train(), images, STATISTICS, 4)
 
 
 def draw(index, epoch=4):

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from sklearn.metrics import log_loss, roc_auc_score, roc_curve
-from tiny_runs import read, run, write_images
+from tiny_runs import SIZES, read, run, write_images
 from transformers import pipeline
 
 from sssd_hf import SSSDConfig, SSSDForImageClassification
@@ -42,7 +42,11 @@ OPTIONS = ["--split_column", "part", "--group_column_name", "patient"]
 @pytest.fixture(scope="module")
 def model(images, tmp_path_factory):
     output = tmp_path_factory.mktemp("model") / "fine"
-    return run(finetune, images, output, *OPTIONS, "--positive_label", "down", steps=12)
+    # stochastic depth, which the first layer has not, must not reach the calibration
+    deep = SIZES.replace("num_hidden_layers=1", "num_hidden_layers=3")
+    deep = ["--config_overrides", deep, "--drop_path_rate", 0.5]
+    deep += ["--learning_rate", 5e-3]
+    return run(finetune, images, output, *OPTIONS, *deep, "--positive_label", "down", steps=40)
 
 
 def evaluated(model, images, output, *options):

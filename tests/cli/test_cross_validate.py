@@ -383,6 +383,8 @@ def test_a_recipe_gives_each_stage_its_own(images, tmp_path):
         (["--seed", "1"], "give --seeds"),
         (["--resume_from_checkpoint", "latest"], "the same command goes on"),
         (["--splits_file", "x"], "--splits_file is set for each run"),
+        (["--push_to_hub", "true"], "--push_to_hub is set for each run; publish a fold"),
+        (["--label_column_name", "diagnosis"], "--label_column_name"),
         (["--images", "x"], "--images: neither"),
         (["--streaming", "true"], "do not go with cross_validate"),
         (["--split_column", "first,first"], "'first' would be the folder of several"),

@@ -210,6 +210,22 @@ def test_a_loss_that_is_not_finite_is_an_error(tmp_path, capsys, class_folders):
     assert not (tmp_path / "out/all_results.json").exists()
 
 
+def test_a_finetuning_that_is_not_finite_says_so_before_it_is_evaluated(
+    tmp_path, capsys, class_folders
+):
+    argv = ["--data_dir", class_folders, *MODEL, *TRAINING, "--max_train_steps", "40"]
+    argv += ["--learning_rate", "1e30", "--num_warmup_steps", "0", "--eval_steps", "2"]
+    argv += ["--logging_steps", "40", "--output_dir", tmp_path / "out"]
+    assert "The loss is nan" in error_of(capsys, finetune.main, *argv)
+
+
+def test_a_checkpoint_without_a_head_classifies_nothing(tmp_path, capsys, runs, class_folders):
+    argv = ("--model_name_or_path", runs / "pretrained", "--images", class_folders)
+    message = error_of(capsys, predict.main, *argv, "--output_file", tmp_path / "out.csv")
+    assert "classifier.weight is missing" in message
+    assert not (tmp_path / "out.csv").exists()
+
+
 def test_shapes_that_a_checkpoint_does_not_have(tmp_path, capsys, runs, class_folders):
     """Only a head may be replaced."""
     argv = ("--data_dir", class_folders, "--model_name_or_path", runs / "finetuned", *TRAINING)

@@ -10,7 +10,7 @@ from transformers import pipeline as stock_pipeline
 
 from sssd_hf import SSSDForImageClassification, SSSDForPreTraining
 from sssd_hf.cli import data as cli_data
-from sssd_hf.cli import finetune, predict, pretrain
+from sssd_hf.cli import evaluate, finetune, predict, pretrain
 from sssd_hf.cli.data import choose_rows
 
 pytestmark = pytest.mark.usefixtures("no_figures")
@@ -152,15 +152,33 @@ def test_pretraining_on_other_images_leaves_finetuning_its_own_splits(
     assert all(read(tmp_path / "out/splits.json")[part] for part in ("train", "validation", "test"))
 
 
-def test_pretraining_without_labels_leaves_finetuning_a_test_split(tmp_path, class_folders):
+def test_pretraining_without_labels_leaves_finetuning_a_test_split(tmp_path, class_folders, caplog):
     data = ["--data_dir", str(class_folders), *TRAINING, "--max_train_steps", "1"]
     pretrained = str(tmp_path / "pretrained")
     pretrain.main([*data, *MODEL, "--label_column_name", "", "--output_dir", pretrained])
     splits = read(tmp_path / "pretrained/splits.json")
     assert splits["test"] == []
     argv = [*data, "--model_name_or_path", pretrained]
+    caplog.clear()
     finetune.main([*argv, "--output_dir", str(tmp_path / "finetuned")])
-    assert read(tmp_path / "finetuned/splits.json")["test"]
+    found = read(tmp_path / "finetuned/splits.json")
+    assert found["test"]
+    # most of them the pretraining has seen, and that is said, also of what starts from this one
+    seen = sorted(set(found["test"]) & set(splits["train"]))
+    assert sorted(found["pretrained_on"]) == seen
+    assert 0 < len(seen) < len(found["test"])
+    assert f"{len(seen)} of the {len(found['test'])} test images" in caplog.text
+    argv = ["--data_dir", str(class_folders), "--model_name_or_path", str(tmp_path / "finetuned")]
+    argv += ["--num_resamples", "10", "--output_dir", str(tmp_path / "evaluation")]
+    assert evaluate.main(argv) == 0
+    results = read(tmp_path / "evaluation/all_results.json")
+    assert (results["num_test_images_seen"], results["num_test_images_pretrained_on"]) == (
+        0,
+        len(seen),
+    )
+    argv = [*data, "--model_name_or_path", str(tmp_path / "finetuned")]
+    finetune.main([*argv, "--output_dir", str(tmp_path / "again")])
+    assert sorted(read(tmp_path / "again/splits.json")["pretrained_on"]) == seen
 
 
 @pytest.mark.parametrize("script", [pretrain, finetune])
@@ -306,6 +324,19 @@ def test_an_overwritten_run_that_fails_leaves_no_old_result(tmp_path, class_fold
     with pytest.raises(ValueError, match="image_size=33"):
         finetune.main(argv)
     assert not (tmp_path / "out/all_results.json").exists()
+    # nor an earlier model beside the splits of this run, which do not tell what it has seen
+    assert not {"model.safetensors", "config.json"} & {p.name for p in (tmp_path / "out").iterdir()}
+
+
+def test_a_run_does_not_overwrite_what_it_starts_from(tmp_path, class_folders):
+    argv = ["--data_dir", str(class_folders), *MODEL, *TRAINING, "--max_train_steps", "1"]
+    argv += ["--output_dir", str(tmp_path / "out")]
+    assert pretrain.main(argv) == 0
+    for start in ("out", "out/checkpoints/step-1"):
+        words = [*argv, "--model_name_or_path", str(tmp_path / start), "--overwrite_output_dir"]
+        with pytest.raises(ValueError, match="name another --output_dir"):
+            finetune.main(words)
+    assert (tmp_path / "out/model.safetensors").is_file()
 
 
 def test_an_unfinished_runs_splits_are_read_back(tmp_path, class_folders, monkeypatch):
@@ -320,8 +351,14 @@ def test_an_unfinished_runs_splits_are_read_back(tmp_path, class_folders, monkey
         with pytest.raises(KeyboardInterrupt):
             finetune.main(argv)
     before = read(tmp_path / "out/splits.json")
-    assert finetune.main([*argv, "--seed", "50"]) == 0
+    resumed = [*argv, "--seed", "50", "--resume_from_checkpoint", "latest"]
+    with monkeypatch.context() as patch:
+        patch.setattr(finetune, "fit", stop)
+        with pytest.raises(KeyboardInterrupt):
+            finetune.main(resumed)
     assert read(tmp_path / "out/splits.json")["test"] == before["test"]
+    assert finetune.main([*argv, "--seed", "50"]) == 0  # not resumed: what is asked for now
+    assert read(tmp_path / "out/splits.json")["test"] != before["test"]
 
 
 def test_a_trial_takes_images_of_all_classes(tmp_path, class_folders):

@@ -42,9 +42,13 @@ class ModelArguments:
 class DistillationArguments:
     _argument_group_name = "pretraining losses"
 
-    mask_ratio: float | None = option(None, "Share of patches hidden (default 0.75).")
+    mask_ratio: float | None = option(
+        None, "Share of patches hidden (default: the checkpoint's, or 0.75)."
+    )
     norm_pix_loss: bool | None = option(
-        None, "Reconstruct pixels normalised by patch: true (default) or false."
+        None,
+        "Reconstruct pixels normalised by patch: true or false (default: the checkpoint's, or "
+        "true).",
     )
     distillation: str = option(
         "stable",

@@ -103,7 +103,13 @@ def map_images(
 ) -> np.ndarray:
     """(images, width) fp64: `function` of normalised images, with the evaluation transform; the
     processes share the work and all get the whole. Images of another size than the model's are
-    resized to it. See `rank_batches` for `heed_signals`."""
+    resized to it. See `rank_batches` for `heed_signals`.
+
+    Raises:
+        RuntimeError: the model is in training mode, where stochastic depth changes its answers.
+    """
+    if model.training:
+        raise RuntimeError("the model is in training mode; call model.eval() first")
     result = torch.zeros(len(images), width, device=next(model.parameters()).device)
     batch_size = images_at_once(model, batch_size)
     for index, real in rank_batches(len(images), batch_size, accelerator, heed_signals):

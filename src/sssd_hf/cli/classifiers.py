@@ -61,6 +61,27 @@ class Classifier:
         return each[0] if len(each) == 1 else np.mean(each, axis=0)
 
 
+def load_model(name: str, revision: str = "main", **options: Any) -> SSSDForImageClassification:
+    """A fine-tuned classifier, for evaluation.
+
+    Args:
+        options: What `from_pretrained` takes.
+
+    Raises:
+        ValueError: the checkpoint has no classifier.
+    """
+    model, info = SSSDForImageClassification.from_pretrained(
+        name, revision=revision, output_loading_info=True, **options
+    )
+    if lacking := sorted(info["missing_keys"]):
+        raise ValueError(
+            f"--model_name_or_path {name}: {', '.join(lacking)} is missing, so this is no "
+            "classifier (a new one would be random). Fine-tune it first (scripts/finetune.py); a "
+            "pretrained checkpoint is exported by export.py --to vit_mae."
+        )
+    return model.eval()
+
+
 def load_classifier(name: str, revision: str = "main", device: str | None = None) -> Classifier:
     """A checkpoint's folder or name on the Hub, or the same of an ensemble.
 
@@ -68,7 +89,8 @@ def load_classifier(name: str, revision: str = "main", device: str | None = None
         device: default: the GPU where there is one.
 
     Raises:
-        ValueError: the folder is none of these, or the members of an ensemble do not fit together.
+        ValueError: it has no classifier, the folder is none of these, or the members of an
+            ensemble do not fit together.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     folder = _ensemble_folder(name, revision)
@@ -81,7 +103,7 @@ def load_classifier(name: str, revision: str = "main", device: str | None = None
         calibration = description["calibration"]
     models, statistics, preparations = [], [], []
     for place, version in members:
-        model = SSSDForImageClassification.from_pretrained(place, revision=version).eval()
+        model = load_model(place, version)
         config = model.config
         size = tuple(n * p for n, p in zip(config.grid_size, model.encoder.embeddings.patch))
         models.append(model.to(device))

@@ -34,7 +34,7 @@ from ..training.signals import EXIT_STATUS, Interrupted
 from .arguments import DataArguments, TrainingArguments
 from .locking import alone_in
 from .parsing import as_dict
-from .split_sources import split_source
+from .split_sources import rows_pretrained_on, split_source
 
 logger = logging.getLogger("sssd_hf")
 PIXEL_MEAN, PIXEL_STD = 0.5, 0.5  # of new models, ViTImageProcessor's defaults
@@ -137,7 +137,8 @@ def make_accelerator(precision: str | None, **others: Any) -> Accelerator:
     AcceleratorState._reset_state()
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
     precision = precision or os.environ.get("ACCELERATE_MIXED_PRECISION")
-    if precision is None and state.device.type == "cuda" and torch.cuda.is_bf16_supported():
+    on_gpu = state.device.type == "cuda"
+    if precision is None and on_gpu and torch.cuda.is_bf16_supported(including_emulation=False):
         precision = "bf16"
     if precision == "bf16" and state.device.type == "cpu" and not cpu_has_bf16():
         if state.is_main_process:
@@ -150,15 +151,20 @@ def make_accelerator(precision: str | None, **others: Any) -> Accelerator:
 
 
 @contextmanager
-def started(training: TrainingArguments) -> Iterator[Accelerator | None]:
+def started(training: TrainingArguments, start: str | None) -> Iterator[Accelerator | None]:
     """The accelerator, seeded, with its output folder, which no other run may use meanwhile; None
-    where the run to resume has ended.
+    where the run to resume has ended. `start`: the checkpoint that the training begins with.
 
     Raises:
         ValueError: options that do not go together, or with what the folder holds.
     """
     if training.resume_from_checkpoint and training.overwrite_output_dir:
         raise ValueError("Give --resume_from_checkpoint or --overwrite_output_dir, not both.")
+    if start and Path(training.output_dir).resolve() in (p := Path(start).resolve(), *p.parents):
+        raise ValueError(
+            f"--output_dir {training.output_dir} holds --model_name_or_path {start}, which would "
+            "be overwritten: name another --output_dir."
+        )
     trackers = trackers_of(training.report_to)
     accelerator = make_accelerator(
         training.mixed_precision, log_with=trackers or None, project_dir=training.output_dir
@@ -195,11 +201,16 @@ def prepare_output(training: TrainingArguments, accelerator: Accelerator) -> boo
         )
     accelerator.wait_for_everyone()  # before the main process changes what the others look at
     if accelerator.is_main_process:
-        for name in ("all_results.json", "bad_files.csv"):  # the former marks a finished run
-            (output / name).unlink(missing_ok=True)
+        gone = ["all_results.json", "bad_files.csv"]  # the former marks a finished run
         if not resume:
-            (output / "metrics.jsonl").unlink(missing_ok=True)
             shutil.rmtree(folder, ignore_errors=True)
+            gone.append("metrics.jsonl")
+        if training.overwrite_output_dir:
+            # else the earlier model would lie beside the splits of this run, and be tested on them
+            gone += ["config.json", "splits.json", "preprocessor_config.json"]
+            gone += [path.name for path in output.glob("model*.safetensors*")]
+        for name in gone:
+            (output / name).unlink(missing_ok=True)
         logger.info(
             f"{accelerator.num_processes} process(es) on {accelerator.device.type}, "
             f"precision {accelerator.mixed_precision}, torch threads {torch.get_num_threads()}"
@@ -298,7 +309,8 @@ def save_run(
         "split_column": data.split_column,
         "group_column_name": data.group_column_name,
     }
-    write_splits(output / "splits.json", dataset, splits, how)
+    pretrained_on = rows_pretrained_on(start, dataset, splits.get("test", []))
+    write_splits(output / "splits.json", dataset, splits, how, pretrained_on)
 
 
 def hardware(accelerator: Accelerator) -> dict[str, Any]:

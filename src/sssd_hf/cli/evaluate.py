@@ -31,6 +31,7 @@ from .explain import write_explanations
 from .parsing import command_line, parse
 from .split_sources import (
     ALL_IMAGES,
+    count_pretrained_on,
     count_shared_groups,
     rows_to_evaluate,
     warn_of_seen_images,
@@ -193,10 +194,13 @@ def main(argv: list[str] | None = None) -> int:
         dataset, rows, preparation, data_arguments, title="test images", output=output
     )
     rows = test.rows.tolist()  # without the files left out by --skip_bad_files
-    num_seen = num_shared = None  # what only looks the same by its name is not counted
+    num_seen = num_pretrained = num_shared = (
+        None  # what only looks the same by its name is not counted
+    )
     if not arguments.other_data:
         splits, column = Path(checkpoint) / "splits.json", data_arguments.group_column_name
         num_seen = warn_of_seen_images(splits, dataset, rows)
+        num_pretrained = count_pretrained_on(splits, dataset, rows)
         num_shared = count_shared_groups(splits, dataset, rows, column)
     probabilities = classifier.probabilities(test, arguments.per_device_eval_batch_size)
     labels = np.array([known.index(names[i]) for i in test.labels])
@@ -229,6 +233,7 @@ def main(argv: list[str] | None = None) -> int:
         "interval_method": f"95 % percentile bootstrap of {unit}",
         "num_test_images": len(rows),
         "num_test_images_seen": num_seen,
+        "num_test_images_pretrained_on": num_pretrained,
         "num_test_groups": None if groups is None else len(set(groups)),
         "group_column_name": data_arguments.group_column_name,
         "num_groups_shared_with_training": num_shared,

@@ -15,9 +15,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..hub import exports
 from . import common
 from .arguments import DataArguments, ExportArguments
+from .classifiers import load_model
 from .export_int8 import export_int8
 from .parsing import parse
 
@@ -109,7 +112,10 @@ def export_form(
 
         require("onnx", "onnxscript", "onnxruntime")
     pretrained = to == "vit_mae"
-    original = exports.load_pretrained(name) if pretrained else exports.load_classifier(name)
+    if pretrained:
+        original = exports.load_pretrained(name)
+    else:
+        original = load_model(name, dtype=torch.float32)
     config = original.config
     processor = common.processor_fields(config, common.read_statistics(name, config.num_channels))
     warning = check_preparation(config, to)

@@ -197,7 +197,7 @@ class BestCheckpoint:
 
 def main(argv: list[str] | None = None) -> int:
     arguments = parse("finetune", __doc__, argv)
-    with common.started(arguments[-1]) as accelerator:
+    with common.started(arguments[-1], arguments[1].model_name_or_path) as accelerator:
         if accelerator is not None:
             run(arguments, accelerator)
     return 0
@@ -214,7 +214,7 @@ def run(arguments: tuple, accelerator: Accelerator) -> None:
         axis = stored_slice_axis(model_arguments.model_name_or_path, model_arguments.model_revision)
         dataset = load_data(data_arguments, axis)
         names = require_labels(dataset)
-        own = None if training.overwrite_output_dir else training.output_dir
+        own = training.output_dir if training.resume_from_checkpoint else None
         splits = split_data(
             dataset, data_arguments, training.seed, own, model_arguments.model_name_or_path
         )

@@ -50,7 +50,7 @@ logger = logging.getLogger("sssd_hf")
 
 
 def build_model(model: ModelArguments, losses: DistillationArguments) -> SSSDForPreTraining:
-    # the preset decides every field of the loss, whatever the checkpoint was trained with
+    # the preset decides every field of the distillation, whatever the checkpoint was trained with
     options = {k: v for k, v in SSSDConfig().to_dict().items() if k.startswith("distillation_")}
     options |= DISTILLATION_PRESETS[losses.distillation]
     for name in ("mask_ratio", "norm_pix_loss", "distillation_weight"):
@@ -201,7 +201,7 @@ def write_reconstructions(
 
 def main(argv: list[str] | None = None) -> int:
     arguments = parse("pretrain", __doc__, argv)
-    with common.started(arguments[-1]) as accelerator:
+    with common.started(arguments[-1], arguments[1].model_name_or_path) as accelerator:
         if accelerator is not None:
             run(arguments, accelerator)
     return 0
@@ -217,7 +217,7 @@ def run(arguments: tuple, accelerator: Accelerator) -> None:
         dataset = load_data(data_arguments, axis)
         if "label" in dataset.column_names and len(set(dataset["label"][:])) < 2:
             dataset = dataset.remove_columns("label")  # one folder of images is no class
-        own = None if training.overwrite_output_dir else training.output_dir
+        own = training.output_dir if training.resume_from_checkpoint else None
         splits = split_data(dataset, data_arguments, training.seed, own)
         rows = choose_rows(splits["train"], data_arguments.max_train_samples, training.seed)
     model = build_model(model_arguments, losses)

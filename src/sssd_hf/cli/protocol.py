@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from ..data.cross_validation import fold_splits
-from ..data.sources import column_texts
+from ..data.sources import column_texts, require_labels
 from .arguments import CrossValidateArguments, DataArguments
 from .common import write_json
 from .data import load_data, split_data, stored_slice_axis
@@ -23,6 +23,9 @@ OWN_OPTIONS = {
     "splits_file": "give --cross_validation or --split_column",
     "resume_from_checkpoint": "leave it out: the same command goes on where it was interrupted",
     "overwrite_output_dir": "name another --output_dir, or delete that one",
+    "push_to_hub": "publish a fold's finetune folder afterwards, by push_to_hub.py",
+    "hub_model_id": "publish a fold's finetune folder afterwards, by push_to_hub.py",
+    "hub_tag": "publish a fold's finetune folder afterwards, by push_to_hub.py",
 }
 # options that may change between an interrupted protocol and the command that goes on
 FREE_OPTIONS = {
@@ -144,7 +147,9 @@ def _concerns(recipe: list[str], script: str) -> bool:
 def load_dataset(options: Options) -> Any:
     first = options.parsed[options.stages()[0]][1]
     axis = stored_slice_axis(first.model_name_or_path, first.model_revision)
-    return load_data(options.data, axis)
+    dataset = load_data(options.data, axis)
+    require_labels(dataset)
+    return dataset
 
 
 def plan_runs(dataset: Any, options: Options) -> list[Run]:

@@ -198,7 +198,8 @@ def fit(
     uploads: RunUploads | None = None,
 ) -> dict[str, float]:
     """Train `model` as the options (last of `arguments`: the training ones) say; AdamW, a cosine
-    schedule with warm-up. Afterwards it has the last weights, or their average (--ema_decay).
+    schedule with warm-up. Afterwards it is in evaluation mode, with the last weights or their
+    average (--ema_decay).
 
     Returns:
         Speed and peak learning rate, for all_results.json.
@@ -255,6 +256,7 @@ def fit(
         feed.close()
     if average:
         average.copy_to_model()
+    model.eval()  # what follows measures it as it will be used, without stochastic depth
     if training.report_to != "none":
         accelerator.end_training()
     return {"learning_rate_peak": learning_rate, **speed}

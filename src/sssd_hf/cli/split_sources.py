@@ -72,6 +72,35 @@ def names_trained_on(splits: Path) -> set[str] | None:
     return {name for part in ("train", "validation") for name in stored.get(part) or []}
 
 
+def rows_pretrained_on(start: str | None, dataset: Any, test: list[int]) -> list[int]:
+    """Test images that the checkpoint `start`, a folder, was trained on, by its splits.json, with a
+    warning: labels do not leak so, but what is new to the model are they not."""
+    stored = read_object(Path(start) / "splits.json") if start else None
+    if not stored or not test:
+        return []
+    known = {*(stored.get("train") or []), *(stored.get("pretrained_on") or [])}
+    names = dataset.select(test)["file_name"][:]
+    rows = [row for row, name in zip(test, names) if name in known]
+    if rows:
+        logger.warning(
+            f"{len(rows)} of the {len(test)} test images, such as {names[test.index(rows[0])]}, "
+            f"are named in {Path(start) / 'splits.json'} as training images: {start} has seen them "
+            "(unless these are other images called so by chance). For a test on images that are "
+            "new to the model, pretrain with the splits of this run (--splits_file)."
+        )
+    return rows
+
+
+def count_pretrained_on(splits: Path, dataset: Any, rows: list[int]) -> int | None:
+    """How many of the images `rows` the model's pretraining learned from, as far as its splits.json
+    tells; None where there is none."""
+    stored = read_object(splits)
+    if stored is None:
+        return None
+    known = set(stored.get("pretrained_on") or [])
+    return sum(name in known for name in dataset.select(rows)["file_name"][:])
+
+
 def warn_of_seen_images(splits: Path, dataset: Any, rows: list[int]) -> int | None:
     """How many test images the model's own splits use for something else, by their file names, with
     a warning that names one; None where the splits are not known."""

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 from collections import Counter
+from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 
@@ -281,14 +282,24 @@ def _warn_of_shared_groups(splits, groups, column):
             )
 
 
-def write_splits(path: str | os.PathLike, dataset, splits: dict[str, list[int]], how: dict) -> None:
+def write_splits(
+    path: str | os.PathLike,
+    dataset,
+    splits: dict[str, list[int]],
+    how: dict,
+    pretrained_on: Sequence[int] = (),
+) -> None:
     """Write `{"how": how, "train": [file names], "validation": ..., "test": ...}` atomically.
 
     Args:
         how: what `splits` came from (options, seed), to be read by people; JSON values.
+        pretrained_on: rows of test images that an earlier pretraining learned from, written as
+            "pretrained_on" where there are any.
     """
     names = list(_rows_by_name(dataset))
     content = {"how": how, **{part: [names[row] for row in splits.get(part, [])] for part in PARTS}}
+    if pretrained_on:
+        content["pretrained_on"] = [names[row] for row in pretrained_on]
     text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -242,4 +242,9 @@ def _held_out(results) -> str:
         return "whether the test images were held out is not known"
     if seen:
         return f"{seen} of {results['num_test_images']} test images were used in training"
+    if pretrained := results.get("num_test_images_pretrained_on"):
+        return (
+            f"{pretrained} of {results['num_test_images']} test images were used in the training "
+            "that this one started from"
+        )
     return "the test images were held out"

@@ -109,7 +109,8 @@ def key_figures(results: dict) -> list[tuple[str, str, str]]:
 def summarise(results: dict, audit: dict | None = None) -> list[Sentence]:
     """The summary of a report: all_results.json of evaluate.py, and audit.json where known."""
     parts = [
-        _seen(results), _shared_groups(results), _tested(results), _headline(results),
+        _seen(results), _pretrained_on(results), _shared_groups(results), _tested(results),
+        _headline(results),
         _interval(results), _groups(results), _threshold(results),
         _baselines(results, audit), _calibration(results), *_subgroups(results), _findings(audit),
     ]  # fmt: skip
@@ -126,6 +127,17 @@ def _seen(results):
         "that are new to it, and are too good."
     )
     return Sentence("Not a test", text, grave=True)
+
+
+def _pretrained_on(results):
+    count = results.get("num_test_images_pretrained_on")
+    if not count:
+        return None
+    text = (
+        f"{count} of the {results['num_test_images']} test images were, by their file names, used "
+        "in the training that this one started from: the figures may be too good."
+    )
+    return Sentence("Seen before", text, grave=True)
 
 
 def _shared_groups(results):

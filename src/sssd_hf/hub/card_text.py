@@ -170,6 +170,11 @@ def not_new(found: dict[str, Any]) -> list[str]:
             "or for choosing the model; the figures do not tell how it does on new images, and are "
             "too good."
         )
+    if pretrained := found.get("num_test_images_pretrained_on"):
+        sentences.append(
+            f"Not quite a test: {pretrained} of the {count} images were, by their file names, used "
+            "in the training that this one started from; the figures may be too good."
+        )
     if shared:
         sentences.append(
             f"Not a test on new patients or groups: {shared} of the {groups} have images in "

@@ -93,7 +93,11 @@ def results_of(sources: Sources, options: CardOptions) -> list[Any]:
     whole = found.get("test_split") == ALL_IMAGES or bool(found.get("other_data"))
     on_hub = bool(dataset) and not whole and is_on_hub(dataset, "dataset")
     facts = evaluation_facts(found, sources.results, sources.config)
-    counts = ("num_test_images_seen", "num_groups_shared_with_training")
+    counts = (
+        "num_test_images_seen",
+        "num_test_images_pretrained_on",
+        "num_groups_shared_with_training",
+    )
     of_training = {name: found[name] for name in counts if found.get(name) is not None}
     results = []
     for key, (name, _) in METRICS.items():

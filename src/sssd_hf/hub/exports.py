@@ -46,24 +46,6 @@ TIMM_EPS = 1e-6  # of each norm of timm's VisionTransformer; none of its plain a
 # ---------------------------------------------------------------------- from a checkpoint
 
 
-def load_classifier(name_or_path: str) -> SSSDForImageClassification:
-    """A fine-tuned classifier in fp32, for evaluation.
-
-    Raises:
-        ValueError: the checkpoint has no classifier.
-    """
-    model, info = SSSDForImageClassification.from_pretrained(
-        name_or_path, output_loading_info=True, dtype=torch.float32
-    )
-    if lacking := sorted(info["missing_keys"]):
-        raise ValueError(
-            f"--model_name_or_path {name_or_path}: {', '.join(lacking)} is missing, so this is no "
-            "classifier (a new one would be random). Fine-tune it first (scripts/finetune.py), or "
-            "export a pretrained checkpoint by --to vit_mae."
-        )
-    return model.eval()
-
-
 def load_pretrained(name_or_path: str) -> SSSDForPreTraining:
     """A pretrained encoder and decoder in fp32, for evaluation.
 

@@ -38,7 +38,7 @@ def save_with_code(model: PreTrainedModel, folder: str | Path) -> None:
 
 
 def code_files() -> list[Path]:
-    """The four files of the models' code."""
+    """The files of the models' code."""
     package = Path(__file__).parent.parent
     return [package / f"{name}.py" for name in MODULES]
 

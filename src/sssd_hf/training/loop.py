@@ -180,7 +180,8 @@ def train(
             log_now = done or progress.step % settings.logging_steps == 0
             stop, save = _agreed(accelerator, flags, wishes)
             save = save or bool(checkpoints and checkpoints.due_by_step(progress.step))
-            if log_now or stop or save:
+            due = done or (settings.eval_steps and progress.step % settings.eval_steps == 0)
+            if log_now or stop or save or due:  # a loss that is not finite ends the run here
                 _fetch(accelerator, waiting, progress, feed, stage, checkpoints)
             if done or stop or save:
                 _check_weights(accelerator, plain, progress.step, feed, stage, checkpoints)
@@ -194,7 +195,6 @@ def train(
                 )
                 progress.unlogged = []
                 bar.set_postfix({"loss": f"{record['loss']:.4f}", "img/s": f"{rate:.0f}"})
-            due = done or (settings.eval_steps and progress.step % settings.eval_steps == 0)
             progress.epoch, progress.evaluation_due = draws.epoch, bool(due)
             if due and not stop:
                 _evaluate(model, plain, stage, average, progress, log, heed_signals)
