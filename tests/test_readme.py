@@ -1,16 +1,24 @@
-"""The README's option table and line counts are those of the code."""
+"""The tables and line counts of README and docs are those of the code and of the records."""
 
 import re
-from pathlib import Path
 
-from sssd_hf.cli.readme import README, options_table, updated
+import pytest
 
-ROOT = Path(__file__).parents[1]
+from sssd_hf.cli.readme import ROOT, main_results, options_table, pages, updated
+
+README = ROOT / "README.md"
 
 
-def test_readme_is_up_to_date():
-    text = README.read_text()
+@pytest.mark.parametrize("page", pages(), ids=lambda page: page.name)
+def test_pages_are_up_to_date(page):
+    text = page.read_text()
     assert text == updated(text, ROOT), "run: python -m sssd_hf.cli.readme"
+
+
+def test_there_are_options_and_main_results_somewhere():
+    everything = "".join(page.read_text() for page in pages())
+    assert options_table() in everything
+    assert main_results(ROOT) in README.read_text()
 
 
 def test_every_option_of_every_help_is_in_the_table():
@@ -32,6 +40,11 @@ def test_line_counts_are_counted():
     assert updated(wrong, ROOT) == text
 
 
-def test_files_the_readme_links_to_exist():
-    for link in re.findall(r"\]\(((?!http)[^)]+)\)", README.read_text()):
-        assert (ROOT / link).exists(), link
+@pytest.mark.parametrize("page", pages(), ids=lambda page: page.name)
+def test_what_a_page_links_to_exists(page):
+    for link in re.findall(r"\]\(((?!http|#)[^)#]+)(?:#[^)]*)?\)", page.read_text()):
+        assert (page.parent / link).exists(), link
+
+
+def test_the_readme_is_read_in_one_go():
+    assert len(README.read_text().splitlines()) <= 330

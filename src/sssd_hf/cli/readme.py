@@ -1,5 +1,6 @@
-"""Keeps parts of README.md true: the table of options, the line counts of the files to read first,
-and tables that lie in files. `python -m sssd_hf.cli.readme` rewrites them; a test compares them."""
+"""Keeps parts of README.md and of docs/*.md true: the table of options, the line counts of the files
+to read first, tables that lie in files, and the main lines of those with results.
+`python -m sssd_hf.cli.readme` rewrites them; a test compares them."""
 
 import dataclasses
 import re
@@ -7,7 +8,13 @@ from pathlib import Path
 
 from .arguments import SCRIPTS
 
-README = Path(__file__).parents[3] / "README.md"
+ROOT = Path(__file__).parents[3]
+RESULTS = "recipes/results"
+LEFT_OUT = ("file facts alone", "without the two test images")  # of the table of main results
+
+
+def pages() -> list[Path]:
+    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def options_table() -> str:
@@ -49,14 +56,44 @@ def insert_files(root: Path, text: str) -> str:
     return re.sub(r"(<!-- file (\S+) -->)\n.*?(<!-- end of file -->)", insert, text, flags=re.S)
 
 
-def updated(text: str, root: Path) -> str:
-    """README's `text` as it should be."""
-    text = insert_files(root, text)
-    begin, end = "<!-- options -->", "<!-- end of options -->"
+def between(text: str, name: str, content: str) -> str:
+    """`text` with `content` between "<!-- NAME -->" and "<!-- end of NAME -->", where it has them."""
+    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    if begin not in text:
+        return text
     before, rest = text.split(begin)
-    _, after = rest.split(end)
-    return count_lines(root, f"{before}{begin}\n{options_table()}\n{end}{after}")
+    return f"{before}{begin}\n{content}\n{end}{rest.split(end)[1]}"
+
+
+def main_results(root: Path) -> str:
+    """Markdown: of each study and protocol, the methods' accuracy and AUC, from the tables that
+    reproduce.py wrote."""
+    lines = [
+        "| data, split | recipe | method | runs | accuracy % ± SD (range) | 95 % interval | AUC ± SD |",  # noqa: E501
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for path in sorted((root / RESULTS).glob("*.md")):
+        title = ""
+        for line in path.read_text(encoding="utf-8").splitlines():
+            cells = [cell.strip() for cell in line.strip("|").split("|")]
+            if line.startswith("**"):
+                title = line.strip("*")
+            elif len(cells) == 7 and cells[0] and not line.startswith("| ---"):
+                method, runs, accuracy, interval, auc, *_ = cells
+                if not any(words in title + method for words in LEFT_OUT):
+                    shown = [title, f"`{path.stem}`", method, runs, accuracy, interval, auc]
+                    lines.append(f"| {' | '.join(shown)} |")
+    return "\n".join(lines)
+
+
+def updated(text: str, root: Path) -> str:
+    """A page's `text` as it should be."""
+    text = insert_files(root, text)
+    text = between(text, "options", options_table())
+    text = between(text, "main results", main_results(root))
+    return count_lines(root, text)
 
 
 if __name__ == "__main__":
-    README.write_text(updated(README.read_text(), README.parent))
+    for page in pages():
+        page.write_text(updated(page.read_text(), ROOT))
