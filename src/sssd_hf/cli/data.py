@@ -223,6 +223,12 @@ def split_data(
                 continue
             logger.info(f"splits are those of {path}")
             return splits
+    given = split_column_of(dataset, data) or data.group_column_name
+    if given is None and "label" in dataset.column_names:
+        logger.warning(
+            "no --group_column_name: splits are cut image by image; if patients have several "
+            "images, some are in training and some in test, and all figures are too good"
+        )
     return make_splits(
         dataset,
         split_column=data.split_column,

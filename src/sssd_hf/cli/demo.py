@@ -120,9 +120,12 @@ How good it is: {100 * results["accuracy"]:.1f} % of {results["num_test_images"]
 
 These are drawings, not patients: the figure says that the software works, nothing about medicine.
 
-Next, on your own folder of images (one sub-folder a class):
-  .venv/bin/python scripts/pretrain.py --data_dir MY_IMAGES --output_dir runs/pretrained
-  .venv/bin/python scripts/finetune.py --data_dir MY_IMAGES \\
-      --model_name_or_path runs/pretrained --output_dir runs/finetuned
-  .venv/bin/python scripts/evaluate.py --data_dir MY_IMAGES --model_name_or_path runs/finetuned""")
+Next, on your own images, a folder with metadata.csv (file_name, label, patient_id):
+  .venv/bin/python scripts/pretrain.py --recipe recipes/own_images_cpu.yaml \\
+      --data_dir MY_IMAGES --output_dir runs/pretrained
+  .venv/bin/python scripts/finetune.py --recipe recipes/own_images_cpu.yaml \\
+      --data_dir MY_IMAGES --model_name_or_path runs/pretrained --output_dir runs/finetuned
+  .venv/bin/python scripts/evaluate.py --recipe recipes/own_images_cpu.yaml \\
+      --data_dir MY_IMAGES --model_name_or_path runs/finetuned
+README.md tells more, also of folders without such a table.""")
     return 0

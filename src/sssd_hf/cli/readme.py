@@ -1,5 +1,5 @@
-"""Keeps parts of README.md and of docs/*.md true: the table of options, the line counts of the files
-to read first, tables that lie in files, and the main lines of those with results.
+"""Keeps parts of README.md and docs/*.md true: the table of options, the line counts of the files to
+read first, tables that lie in files, and the main lines of those with results.
 `python -m sssd_hf.cli.readme` rewrites them; a test compares them."""
 
 import dataclasses
@@ -57,7 +57,7 @@ def insert_files(root: Path, text: str) -> str:
 
 
 def between(text: str, name: str, content: str) -> str:
-    """`text` with `content` between "<!-- NAME -->" and "<!-- end of NAME -->", where it has them."""
+    """`text` with `content` between "<!-- NAME -->" and "<!-- end of NAME -->", if it has them."""
     begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
     if begin not in text:
         return text
