@@ -1,4 +1,4 @@
-"""Keeps parts of README.md and docs/*.md true: the table of options, the line counts of the files to
+"""Keeps parts of README.md and docs/*.md true: the table of options, line counts of the files to
 read first, tables that lie in files, and the main lines of those with results.
 `python -m sssd_hf.cli.readme` rewrites them; a test compares them."""
 
