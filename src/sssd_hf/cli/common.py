@@ -160,7 +160,8 @@ def started(training: TrainingArguments, start: str | None) -> Iterator[Accelera
     """
     if training.resume_from_checkpoint and training.overwrite_output_dir:
         raise ValueError("Give --resume_from_checkpoint or --overwrite_output_dir, not both.")
-    if start and Path(training.output_dir).resolve() in (p := Path(start).resolve(), *p.parents):
+    output = Path(training.output_dir).resolve()
+    if start and Path(start).exists() and Path(start).resolve().is_relative_to(output):
         raise ValueError(
             f"--output_dir {training.output_dir} holds --model_name_or_path {start}, which would "
             "be overwritten: name another --output_dir."
