@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import shutil
 
 import pytest
 from script_runs import MODEL, PATIENTS, SIZES, TRAINING, read, read_table
@@ -332,7 +333,8 @@ def test_a_run_does_not_overwrite_what_it_starts_from(tmp_path, class_folders):
     argv = ["--data_dir", str(class_folders), *MODEL, *TRAINING, "--max_train_steps", "1"]
     argv += ["--output_dir", str(tmp_path / "out")]
     assert pretrain.main(argv) == 0
-    for start in ("out", "out/checkpoints/step-1"):
+    shutil.copytree(tmp_path / "out", tmp_path / "out/earlier")
+    for start in ("out", "out/earlier"):
         words = [*argv, "--model_name_or_path", str(tmp_path / start), "--overwrite_output_dir"]
         with pytest.raises(ValueError, match="name another --output_dir"):
             finetune.main(words)
