@@ -67,7 +67,7 @@ class DataArguments:
     positive_label: str | None = option(
         None,
         "Which of two classes is the positive one, whose sensitivity is reported (default: the "
-        "last in the order of names).",
+        "last in the order of names). Said in fine-tuning: a model keeps it.",
     )
     group_column_name: str | None = option(
         None, "Column of what must stay together in a split and in intervals, such as the patient."

@@ -150,6 +150,11 @@ def make_accelerator(precision: str | None, **others: Any) -> Accelerator:
     return Accelerator(mixed_precision=precision, **others)
 
 
+def holds(folder: Path, source: str) -> bool:
+    """Whether `source` is a file or folder in `folder`, or that itself."""
+    return Path(source).exists() and Path(source).resolve().is_relative_to(folder.resolve())
+
+
 @contextmanager
 def started(training: TrainingArguments, start: str | None) -> Iterator[Accelerator | None]:
     """The accelerator, seeded, with its output folder, which no other run may use meanwhile; None
@@ -160,8 +165,7 @@ def started(training: TrainingArguments, start: str | None) -> Iterator[Accelera
     """
     if training.resume_from_checkpoint and training.overwrite_output_dir:
         raise ValueError("Give --resume_from_checkpoint or --overwrite_output_dir, not both.")
-    output = Path(training.output_dir).resolve()
-    if start and Path(start).exists() and Path(start).resolve().is_relative_to(output):
+    if start and holds(Path(training.output_dir), start):
         raise ValueError(
             f"--output_dir {training.output_dir} holds --model_name_or_path {start}, which would "
             "be overwritten: name another --output_dir."

@@ -34,7 +34,7 @@ MAX_DIFFERENCE = 1e-4  # of logits or predicted pixels
 
 def check_output(output: Path, source: str, overwrite: bool) -> None:
     """Raises ValueError where the output would hide or destroy something."""
-    if Path(source).exists() and Path(source).resolve().is_relative_to(output.resolve()):
+    if common.holds(output, source):
         raise ValueError(
             f"--output_dir {output} holds the checkpoint itself ({source}); name another folder."
         )

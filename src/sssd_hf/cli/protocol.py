@@ -17,7 +17,7 @@ from .data import load_data, split_data, stored_slice_axis
 from .parsing import as_dict, command_line, option_names, option_words, parse, read_recipe
 
 STAGES = ("pretrain", "finetune", "evaluate")
-# set for each run, so that they can't be given for all
+# of one run, so that they can't be given for all
 OWN_OPTIONS = {
     "seed": "give --seeds",
     "splits_file": "give --cross_validation or --split_column",
@@ -87,7 +87,7 @@ def read_options(description: str, argv: list[str]) -> Options:
     checked now, for the last stage may begin hours later.
 
     Raises:
-        ValueError: an option that no stage has, that is set for each run, or on which the stages
+        ValueError: an option that no stage has, that is of one run, or on which the stages
             differ.
     """
     if {"-h", "--help"} & set(argv):
@@ -99,7 +99,7 @@ def read_options(description: str, argv: list[str]) -> Options:
         if name == "recipe":
             recipe = words
         elif name in OWN_OPTIONS:
-            raise ValueError(f"--{name} is set for each run; {OWN_OPTIONS[name]}.")
+            raise ValueError(f"--{name} does not go with several runs: {OWN_OPTIONS[name]}.")
         elif not any(name in names for names in known.values()):
             raise ValueError(
                 f"--{name}: neither cross_validate nor {', '.join(STAGES)} has it; see --help."

@@ -310,7 +310,7 @@ def stage_facts(
         "finetune": "a classifier, trained on training images; "
         + (
             "nothing was chosen on the way"
-            if results.get("chosen_by") == "last"
+            if results.get("chosen_by") == "last" and not recipe.get("early_stopping_patience")
             else "what was chosen was chosen on validation images"
         ),
     }[stage]
