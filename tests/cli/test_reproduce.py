@@ -15,7 +15,10 @@ from tiny_runs import SIZES
 
 from sssd_hf.cli import reproduce
 from sssd_hf.cli.external import write_external_table
+from sssd_hf.cli.parsing import as_dict, parse
+from sssd_hf.cli.protocol import read_options
 from sssd_hf.cli.study_records import digest, draw_of, read_records
+from sssd_hf.cli.study_summary import summarise_study
 from sssd_hf.cli.study_tables import tables
 from sssd_hf.data import duplicates
 
@@ -81,9 +84,14 @@ def recipe(tmp_path_factory):
     return path
 
 
+def tables_of(results, plan):
+    return tables(summarise_study(results, "tiny", plan))
+
+
 def start(recipe, images, root, *options):
     argv = ["--recipe", recipe, "--data_dir", images, "--output_dir", root / "runs"]
-    argv += ["--results_dir", root / "results", *options]
+    argv += ["--results_dir", root / "results", "--cards_dir", root / "cards"]
+    argv += ["--report", "false", *options]
     assert reproduce.main([str(word) for word in argv]) == 0
 
 
@@ -153,6 +161,17 @@ def test_tables_are_of_the_records(study):
     assert float(row.split("|")[3]) == pytest.approx(100 * difference, abs=0.051)
 
 
+@pytest.mark.parametrize("report", [None, "false"])
+def test_each_run_has_its_report(report, recipe, tmp_path):
+    """Folds of a cross-validation have none unless it is asked for."""
+    given = [] if report is None else ["--report", report]
+    (arguments,) = parse("reproduce", "", ["--output_dir", str(tmp_path), *given])
+    run = reproduce.list_runs(reproduce.read_plan(str(recipe)), arguments)[0]
+    options = read_options("", reproduce.protocol_words(run, arguments, str(recipe)))
+    assert "report" in options.given("evaluate")
+    assert as_dict(*options.parsed["evaluate"])["report"] is (report is None)
+
+
 def test_what_is_there_is_not_run_again(study, recipe, images, monkeypatch):
     def refuse(*args):
         raise AssertionError("a run was started")
@@ -173,9 +192,8 @@ def test_images_can_be_left_out_of_a_table(study, recipe, images):
     protocol = plan["protocols"]["random"] | {"columns": ["draw_0"]}
 
     def table(names):
-        return tables(
-            study / "results", "tiny", plan | {"protocols": {"one": protocol | {"without": names}}}
-        )
+        changed = protocol | {"without": names}
+        return tables_of(study / "results", plan | {"protocols": {"one": changed}})
 
     record = records["stable"]["draw_0", 0]
     left_out = sorted(p.name for p in images.glob("*.png"))[:2]
@@ -184,7 +202,7 @@ def test_images_can_be_left_out_of_a_table(study, recipe, images):
     truth = np.array(record["truth"])[kept]
     right = np.array(record["probabilities"])[kept].argmax(1) == truth
     assert f"| ours | 1 | {100 * right.mean():.1f} |" in table(left_out)
-    assert table([]) == tables(study / "results", "tiny", plan | {"protocols": {"one": protocol}})
+    assert table([]) == tables_of(study / "results", plan | {"protocols": {"one": protocol}})
     with pytest.raises(ValueError, match="is no test image of stable"):
         table(["scan_02.png"])
 
@@ -361,7 +379,7 @@ def test_columns_of_any_name_are_run_and_found_again(recipe, renamed, tmp_path, 
     columns = ("paper split 0", "by/patient")
     other = changed(recipe, tmp_path, lambda content: scratch_only(content, *columns))
     start(other, renamed, tmp_path)
-    files = sorted(p.relative_to(tmp_path) for p in (tmp_path / "results").rglob("*.json"))
+    files = sorted(p.relative_to(tmp_path) for p in (tmp_path / "results").glob("tiny/*/*.json"))
     folder = Path("results/tiny/from_scratch")
     assert files == [folder / "by_patient-seed_0.json", folder / "paper_split_0-seed_0.json"]
     found = read_records(tmp_path / "results", "tiny")["from scratch"]
@@ -426,21 +444,21 @@ def test_a_row_is_of_records_of_one_kind(study, recipe, tmp_path):
     path = tmp_path / "results/tiny/stable/draw_1-seed_0.json"
     record = json.loads(path.read_text())
     plan = yaml.safe_load(recipe.read_text())["reproduce"]
-    assert "Revisions of the code" not in tables(tmp_path / "results", "tiny", plan)
+    assert "Revisions of the code" not in tables_of(tmp_path / "results", plan)
     path.write_text(json.dumps({**record, "revision": "another"}))
-    text = tables(tmp_path / "results", "tiny", plan)
+    text = tables_of(tmp_path / "results", plan)
     (line,) = (x for x in text.splitlines() if x.startswith("Revisions of the code: "))
     named = line.removeprefix("Revisions of the code: ").removesuffix(".").split("; ")
     assert set(named) == {"another (1 run)", f"{record['revision']} (5 runs)"}
     record["options"]["finetune"]["weight_decay"] = 0.5
     path.write_text(json.dumps(record))
     with pytest.raises(ValueError, match=r"stable: .*weight_decay \(finetune\): 0.05 -> 0.5"):
-        tables(tmp_path / "results", "tiny", plan)
+        tables_of(tmp_path / "results", plan)
 
 
 def test_an_option_newer_than_a_record_has_its_default(study, recipe, images, tmp_path, no_run):
     shutil.copytree(study / "results", tmp_path / "results")
-    for path in (tmp_path / "results").rglob("*.json"):
+    for path in (tmp_path / "results").glob("tiny/*/*.json"):
         record = json.loads(path.read_text())
         del record["options"]["finetune"]["positive_label"]
         path.write_text(json.dumps(record))
@@ -461,19 +479,19 @@ def test_data_that_changed_between_runs_make_no_row(study, recipe, tmp_path):
     path.write_text(json.dumps(record))
     plan = yaml.safe_load(recipe.read_text())["reproduce"]
     with pytest.raises(ValueError, match=r"draw_1: the records of .*, seed 0 are of other images"):
-        tables(tmp_path / "results", "tiny", plan)
+        tables_of(tmp_path / "results", plan)
 
 
 def test_an_interval_that_is_not_known_is_a_dash(study, recipe, tmp_path):
     """All images of a class are of one patient."""
     shutil.copytree(study / "results", tmp_path / "results")
-    for path in (tmp_path / "results").rglob("*.json"):
+    for path in (tmp_path / "results").glob("tiny/*/*.json"):
         record = json.loads(path.read_text())
         record["groups"] = [
             "one" if label else group for group, label in zip(record["groups"], record["truth"])
         ]
         path.write_text(json.dumps(record))
-    text = tables(tmp_path / "results", "tiny", yaml.safe_load(recipe.read_text())["reproduce"])
+    text = tables_of(tmp_path / "results", yaml.safe_load(recipe.read_text())["reproduce"])
     rows = [line.split("|") for line in text.splitlines() if line.startswith("| ours")]
     assert " to " in rows[0][4]
     assert rows[0][6] == " - "
@@ -482,16 +500,39 @@ def test_an_interval_that_is_not_known_is_a_dash(study, recipe, tmp_path):
     assert "nan" not in text
 
 
+def assert_same(first, second):
+    """The same figures, up to the order in which a processor adds."""
+    if isinstance(first, dict):
+        assert list(first) == list(second)
+        first, second = list(first.values()), list(second.values())
+    if isinstance(first, list):
+        assert len(first) == len(second)
+        for pair in zip(first, second):
+            assert_same(*pair)
+    else:
+        assert first == (pytest.approx(second) if isinstance(first, float) else second)
+
+
+def without_metadata(card):
+    return card.split("\n---\n")[1]
+
+
 @pytest.mark.parametrize("study", ["covid_ct_cpu", "covid_ct_paper_split_cpu", "sars_cov_2_ct_cpu"])
 def test_records_that_are_published_are_of_their_recipe(study, tmp_path, no_run):
     """They are older than some of what a record has now."""
     recipe = RECIPES / f"{study}.yaml"
     results = tmp_path / "results"
     shutil.copytree(RECIPES / "results" / recipe.stem, results / recipe.stem)
-    options = ["--results_dir", str(results), "--tables_only", "true"]
+    options = ["--results_dir", str(results), "--cards_dir", str(tmp_path), "--tables_only", "true"]
     assert reproduce.main(["--recipe", str(recipe), *options]) == 0
     written = (results / f"{study}.md").read_text()
     assert written == (RECIPES / f"results/{study}.md").read_text()
+    figures = [
+        json.loads((d / f"{study}.json").read_text()) for d in (results, RECIPES / "results")
+    ]
+    assert_same(*figures)
+    cards = [(d / f"{study}.md").read_text() for d in (tmp_path, RECIPES.parent / "model_cards")]
+    assert without_metadata(cards[0]) == without_metadata(cards[1])
     other = changed(recipe, tmp_path, rate)
     with pytest.raises(ValueError, match=r"learning_rate \(finetune\): 0.0005 -> 0.01"):
         reproduce.main(["--recipe", str(other), *options])

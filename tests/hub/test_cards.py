@@ -93,6 +93,7 @@ def test_the_figures_are_those_measured_with_interval_and_protocol(folders):
     assert {key: found[key].metric_value for key in found} == {
         key: value for key, value in METRICS.items() if value is not None
     }
+    assert found["recall"].metric_name == "Sensitivity (recall): yes found"
     accuracy = found["accuracy"]
     assert accuracy.metric_args["interval"] == [0.641, 0.783]
     assert accuracy.metric_args["num_test_groups"] == 95

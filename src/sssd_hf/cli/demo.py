@@ -106,7 +106,7 @@ def main(argv: list[str] | None = None) -> int:
     low, high = (100 * value for value in summary["accuracy_interval"])
     print(f"""
 What was made, in {minutes:.1f} minutes:
-  {finetuned}/ holds a classifier that any Hugging Face program can load;
+  {finetuned}/ holds a classifier that Hugging Face programs load;
   {pretrained}/ the encoder and decoder it came from;
   {evaluation}/report.html tells how good it is, in words and figures: open it in a browser;
   {output}/reconstructions.png and {output}/curves.png show what was learned, and how.

@@ -3,14 +3,15 @@ read first, tables that lie in files, and the main lines of those with results.
 `python -m sssd_hf.cli.readme` rewrites them; a test compares them."""
 
 import dataclasses
+import json
 import re
 from pathlib import Path
 
 from .arguments import SCRIPTS
+from .study_tables import accuracy_interval, accuracy_text, area_text, runs_text
 
 ROOT = Path(__file__).parents[3]
 RESULTS = "recipes/results"
-LEFT_OUT = ("file facts alone", "without the two test images")  # of the table of main results
 
 
 def pages() -> list[Path]:
@@ -25,7 +26,8 @@ def options_table() -> str:
             for f in dataclasses.fields(group):
                 factory = f.default_factory is not dataclasses.MISSING
                 default = f.default_factory() if factory else f.default
-                row = rows.setdefault(f.name, {"help": f.metadata["help"], "defaults": {}})
+                row = rows.setdefault(f.name, {"helps": {}, "defaults": {}})
+                row["helps"].setdefault(f.metadata["help"], []).append(script)
                 row["defaults"][script] = default
     lines = ["| option | scripts | default | meaning |", "| --- | --- | --- | --- |"]
     for name, row in rows.items():
@@ -34,7 +36,11 @@ def options_table() -> str:
         }
         default = " ".join(dict.fromkeys(shown.values()))
         scripts = ", ".join(row["defaults"])
-        lines.append(f"| `--{name}` | {scripts} | {default} | {row['help']} |")
+        meaning = "<br>".join(  # it may mean something else to another script
+            text if len(row["helps"]) == 1 else f"{', '.join(where)}: {text}"
+            for text, where in row["helps"].items()
+        )
+        lines.append(f"| `--{name}` | {scripts} | {default} | {meaning} |")
     return "\n".join(lines)
 
 
@@ -66,23 +72,23 @@ def between(text: str, name: str, content: str) -> str:
 
 
 def main_results(root: Path) -> str:
-    """Markdown: of each study and protocol, the methods' accuracy and AUC, from the tables that
-    reproduce.py wrote."""
+    """Markdown: of each study and protocol, the methods' accuracy and AUC, from the figures that
+    reproduce.py wrote. Left out: protocols without some test images, and the file facts."""
     lines = [
         "| data, split | recipe | method | runs | accuracy % ± SD (range) | 95 % interval | AUC ± SD |",  # noqa: E501
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for path in sorted((root / RESULTS).glob("*.md")):
-        title = ""
-        for line in path.read_text(encoding="utf-8").splitlines():
-            cells = [cell.strip() for cell in line.strip("|").split("|")]
-            if line.startswith("**"):
-                title = line.strip("*")
-            elif len(cells) == 7 and cells[0] and not line.startswith("| ---"):
-                method, runs, accuracy, interval, auc, *_ = cells
-                if not any(words in title + method for words in LEFT_OUT):
-                    shown = [title, f"`{path.stem}`", method, runs, accuracy, interval, auc]
-                    lines.append(f"| {' | '.join(shown)} |")
+    for path in sorted((root / RESULTS).glob("*.json")):
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        for protocol in summary["protocols"]:
+            if protocol["num_left_out"]:
+                continue
+            head = [f"{summary['data']}, {protocol['title']}", f"`{summary['study']}`"]
+            for row in protocol["rows"]:
+                if row["baseline"] != "file_facts":
+                    cells = [*head, row["title"], runs_text(row), accuracy_text(row)]
+                    cells += [accuracy_interval(row), area_text(row)]
+                    lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

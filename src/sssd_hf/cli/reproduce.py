@@ -4,7 +4,8 @@
 section "reproduce" has the plan. Each run pretrains, fine-tunes and evaluates, and leaves one small
 JSON in --results_dir; a run whose JSON is there is not done again, an interrupted one goes on; with
 other options than those it was done or begun with it is neither, and the difference is named. At
-the end, and with --tables_only true, the tables are written from these files alone.
+the end, and with --tables_only true, the study's figures, its tables (RECIPE.json and RECIPE.md in
+--results_dir) and its card (in --cards_dir) are written from these files alone.
 """
 
 import json
@@ -23,6 +24,7 @@ from .external import write_external_table
 from .parsing import as_dict, option_names, option_words, parse
 from .protocol import folder_name, read_options
 from .simple_runs import KINDS, run_simple
+from .study_cards import main_row, study_card
 from .study_records import (
     comparable,
     differences,
@@ -34,10 +36,11 @@ from .study_records import (
     simple_record,
     write_record,
 )
-from .study_tables import planned, tables
+from .study_summary import planned, summarise_study
+from .study_tables import tables
 
 logger = logging.getLogger("sssd_hf")
-PLAN_KEYS = {"data", "protocols", "variants"}
+PLAN_KEYS = {"data", "protocols", "variants"}  # and "notes" on the data, for the card
 PROTOCOL_KEYS = {"title", "columns", "seeds", "without"}  # the others are options
 BEGUN = "run.json"  # what decides a run, and the revisions of the code that it was done with
 
@@ -79,11 +82,11 @@ def read_plan(recipe: str) -> dict[str, Any]:
         raise ValueError(f"--recipe {recipe}: there is no such file; name a recipe with a plan.")
     content = yaml.safe_load(Path(recipe).read_text(encoding="utf-8"))
     plan = content.get("reproduce") if isinstance(content, dict) else None
-    if not isinstance(plan, dict) or set(plan) != PLAN_KEYS:
+    if not isinstance(plan, dict) or set(plan) - {"notes"} != PLAN_KEYS:
         found = sorted(plan) if isinstance(plan, dict) else "nothing"
         raise ValueError(
             f"--recipe {recipe}: its section reproduce has {found}; expected "
-            f"{', '.join(sorted(PLAN_KEYS))}."
+            f"{', '.join(sorted(PLAN_KEYS))} and, if you like, notes."
         )
     return plan
 
@@ -143,6 +146,7 @@ def protocol_words(run: StudyRun, arguments: ReproduceArguments, recipe: str) ->
     place = run.place(arguments)
     words = ["--recipe", recipe, "--data_dir", arguments.data_dir or ".", "--split_column"]
     words += [run.split, *_words(run.options), "--seeds", str(run.seed), "--output_dir", str(place)]
+    words += ["--report", str(arguments.report).lower()]
     if run.external:
         words += ["--skip_pretraining", "true", "--model_name_or_path", str(place / "pretrain")]
     return words
@@ -386,9 +390,29 @@ def main(argv: list[str] | None = None) -> int:
                 flush=True,
             )
             perform(run, arguments, recipe, decided[path], started)
-    text = tables(results_dir, name, plan)
-    path = results_dir / f"{name}.md"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
-    print(f"{text}\nwritten to {path}")
+    write_study(name, plan, Path(recipe), arguments)
     return 0
+
+
+def write_study(
+    name: str, plan: dict[str, Any], recipe: Path, arguments: ReproduceArguments
+) -> None:
+    """The figures, tables and card of a study, from the records that are there.
+
+    Raises:
+        ValueError: as `summarise_study` and `study_card`.
+    """
+    print("Intervals and tests over all records: a minute or two.", flush=True)
+    results_dir, cards_dir = Path(arguments.results_dir), Path(arguments.cards_dir)
+    summary = summarise_study(results_dir, name, plan)
+    text = tables(summary)
+    for folder in (results_dir, cards_dir):
+        folder.mkdir(parents=True, exist_ok=True)
+    write_json(results_dir / f"{name}.json", summary)
+    paths = results_dir / f"{name}.md", cards_dir / f"{name}.md"
+    paths[0].write_text(text, encoding="utf-8")
+    written = [paths[0]]
+    if any(main_row(protocol, summary["main"]) for protocol in summary["protocols"]):
+        paths[1].write_text(study_card(summary, recipe), encoding="utf-8")
+        written.append(paths[1])
+    print(f"{text}\nwritten to {' and '.join(map(str, written))}")

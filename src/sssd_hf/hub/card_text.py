@@ -29,6 +29,23 @@ RECIPE_ROWS = (
     "per_device_train_batch_size", "weight_decay", "layer_decay", "ema_decay", "mixed_precision",
     "mask_ratio", "distillation", "class_weights", "metric_for_best_model", "seed",
 )  # fmt: skip
+# what every card says, of a model or of a recipe
+NOT_A_DEVICE = """\
+**Research software, not a medical device.** Not validated for any clinical use: do not base a
+diagnosis, a treatment or a triage on it."""
+INTENDED_USE = """\
+For research: to compare methods, to study what such a model learns, to start training on other
+images of the same kind.
+
+Not for: deciding about a patient, by itself or as a second reader; images of another kind, device,
+protocol or population than those it was trained on, without an evaluation there; a statement about
+a single image as certain. Its scores are no probabilities of a disease in anybody's population."""
+CITATION = """\
+The method: Tan et al., "Self-supervised learning with self-distillation on COVID-19 medical image
+classification" (SSSD-COVID), Computer Methods and Programs in Biomedicine 243 (2024) 107876,
+[doi 10.1016/j.cmpb.2023.107876](https://doi.org/10.1016/j.cmpb.2023.107876). The masked
+autoencoder: He et al., "Masked Autoencoders Are Scalable Vision Learners", CVPR 2022,
+[arXiv 2111.06377](https://arxiv.org/abs/2111.06377)."""
 MAX_TEXT = 600  # characters of a text from outside
 ALL_IMAGES = "all"  # as test_split: no split was tested, but all images of some data
 
@@ -70,12 +87,14 @@ def interval_text(interval: Any, share: bool = False) -> str:
     return f"{low} to {high}" + (" %" if share else "")
 
 
-def classes_meant(found: dict[str, Any]) -> dict[str, str]:
-    """Of which class the metrics of two classes are: the positive one need not be the disease."""
+def classes_meant(found: dict[str, Any], plain: bool = False) -> dict[str, str]:
+    """Of which class the metrics of two classes are: the positive one need not be the disease.
+    In Markdown, or `plain`."""
     labels = found.get("labels")
     if not isinstance(labels, list) or len(labels) != 2:
         return {}
-    negative, positive = (markdown(clean_text(str(label))) for label in labels)
+    names = [clean_text(str(label)) for label in labels]
+    negative, positive = names if plain else map(markdown, names)
     return {
         "average_precision": f" of {positive}",
         "recall": f": {positive} found",

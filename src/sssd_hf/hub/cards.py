@@ -9,8 +9,12 @@ from .card_rules import check_card
 from .card_sources import Sources, read_sources
 from .card_text import (
     ALL_IMAGES,
+    CITATION,
+    INTENDED_USE,
     METRICS,
+    NOT_A_DEVICE,
     audit_facts,
+    classes_meant,
     evaluation_facts,
     fenced,
     markdown,
@@ -98,6 +102,7 @@ def results_of(sources: Sources, options: CardOptions) -> list[Any]:
         "num_test_images_pretrained_on",
         "num_groups_shared_with_training",
     )
+    meant = classes_meant(found, plain=True)
     of_training = {name: found[name] for name in counts if found.get(name) is not None}
     results = []
     for key, (name, _) in METRICS.items():
@@ -120,7 +125,7 @@ def results_of(sources: Sources, options: CardOptions) -> list[Any]:
                 dataset_revision=recipe.get("dataset_revision") if on_hub else None,
                 dataset_args={**of_training, "protocol": facts["protocol_plain"]},
                 metric_type=key,
-                metric_name=name,
+                metric_name=name + meant.get(key, ""),
                 metric_value=round(float(value), 4),
                 metric_args={k: v for k, v in arguments.items() if v is not None},
             )
@@ -218,7 +223,7 @@ def limits_of(sources: Sources) -> list[str]:
             )
         if (groups or count) < 200:
             what = f"{groups} patients or groups" if groups else f"{count} images"
-            limits.append(f"Tested on {what}: a difference within the intervals is no difference.")
+            limits.append(f"Tested on {what}: differences within the intervals may be chance.")
         if not found.get("subgroups"):
             limits.append("Not evaluated by subgroup.")
         limits += newness_limits(found)
@@ -335,6 +340,9 @@ def build_card(
             "No licence of the weights was stated: ask their authors before you use them. "
         )
         + "The model's code: Apache-2.0.",
+        not_a_device=NOT_A_DEVICE,
+        intended_use=INTENDED_USE,
+        citation=CITATION,
         mark=MARK,
     )  # fmt: skip
     check_card(str(card))
