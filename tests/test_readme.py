@@ -48,3 +48,12 @@ def test_what_a_page_links_to_exists(page):
 
 def test_the_readme_is_read_in_one_go():
     assert len(README.read_text().splitlines()) <= 330
+
+
+def test_quoted_tests_are_of_the_present_tables():
+    """A row more in a table changes the adjusted p-values of all others."""
+    tables = "".join(path.read_text() for path in (ROOT / "recipes/results").glob("*.md"))
+    quoted = re.findall(r"\bp (0\.\d+)", README.read_text())
+    assert quoted
+    for p in quoted:
+        assert re.search(rf", p {re.escape(p)} \|", tables), f"no table has p {p}"
