@@ -420,3 +420,22 @@ def test_the_spread_of_the_target_tells_a_collapse():
     same = images(1, 3, 24, 24).expand(3, -1, -1, -1)
     out = model(same, noise=torch.rand(1, 9).expand(3, -1))
     assert model.distillation.target_std(out.distillation_statistics) < 1e-2 * expected
+
+
+@pytest.mark.parametrize("target", ["standardize", "standardize_per_position"])
+def test_statistics_are_fp32_under_autocast(target):
+    """Features that vary little around a large mean: in bf16 most variances would be zero."""
+    model = build(distillation_target=target)
+    features = 3 + 0.1 * torch.randn(300, 4, 8)
+    position = torch.arange(4).expand(300, 4)
+    exact = model.distillation._statistics(features, features, position)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = model.distillation._statistics(features, features, position)
+    assert exact["count"].max() == (1200 if target == "standardize" else 300)
+    for name, value in exact.items():
+        assert mixed[name].dtype == torch.float32
+        assert torch.equal(mixed[name], value), name
+    some = exact["count"] > 0
+    variance = exact["square_sum"] / exact["count"] - (exact["sum"] / exact["count"]).square()
+    values = variance if target == "standardize" else variance[some.squeeze(-1)]
+    assert values == pytest.approx(0.01, rel=0.4)

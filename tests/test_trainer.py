@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -128,6 +129,16 @@ def test_the_callback_wants_a_pretraining_model():
         SelfDistillationCallback().on_train_begin(None, None, None, model=torch.nn.Linear(1, 1))
 
 
+def test_one_process_with_several_gpus_is_refused():
+    """DataParallel runs replicas, whose statistics nobody would sum."""
+    args, state = SimpleNamespace(n_gpu=2), SimpleNamespace(global_step=0, max_steps=10)
+    model = SSSDForPreTraining(tiny_config())
+    with pytest.raises(ValueError, match=r"2 GPUs .*accelerate launch"):
+        SelfDistillationCallback().on_train_begin(args, state, None, model=model)
+    plain = SSSDForPreTraining(tiny_config(distillation_weight=0.0))
+    SelfDistillationCallback().on_train_begin(args, state, None, model=plain)
+
+
 CHILD = """
 import sys, types
 import torch
@@ -141,7 +152,7 @@ model = SSSDForPreTraining.from_pretrained(folder).train()
 pixels, noise = torch.load(f"{folder}/inputs.pt", weights_only=True)
 state = types.SimpleNamespace(global_step=0, max_steps=10)
 callback = SelfDistillationCallback()
-callback.on_train_begin(None, state, None, model=model)
+callback.on_train_begin(types.SimpleNamespace(n_gpu=1), state, None, model=model)
 mine = slice(0, 3) if rank == 0 else slice(3, 8)
 model(pixels[mine], noise=noise[mine])
 state.global_step = 1

@@ -152,6 +152,11 @@ class SelfDistillation(nn.Module):
 
     @torch.no_grad()
     def _statistics(self, features: Tensor, target: Tensor, position: Tensor) -> dict[str, Tensor]:
+        # in fp32 whatever the forward is in: a variance is what is left of two large numbers
+        with torch.autocast(features.device.type, enabled=False):
+            return self._fp32_statistics(features.float(), target.float(), position)
+
+    def _fp32_statistics(self, features: Tensor, target: Tensor, position: Tensor):
         image = target.mean(1)  # one vector an image: a collapse shows in its spread over images
         statistics = {"images": image.new_full((), image.shape[0]), "image_sum": image.sum(0)}
         statistics["image_square_sum"] = image.square().sum(0)

@@ -75,7 +75,9 @@ def sample_uniform(seeds: Tensor, stream: int, *shape: int) -> Tensor:
     # the products wrap to 64 bits; the odd constant is 2^64 over the golden ratio, as an int64
     golden, purpose = -0x61C8864680B583EB, torch.full((), stream + 1, device=seeds.device)
     key = splitmix(seeds + purpose * golden)
-    counter = torch.arange(1, math.prod(shape) + 1, device=seeds.device)
+    # the zero is no constant to a compiler, which would else compute `counter * golden` from an
+    # index of 32 bits (Inductor, torch 2.13)
+    counter = torch.arange(1, math.prod(shape) + 1, device=seeds.device) + (seeds.sum() & 0)
     bits = splitmix(key[:, None] + counter * golden)
     return ((bits >> 40) & 0xFFFFFF).float().mul(2.0**-24).reshape(seeds.shape[0], *shape)
 
@@ -441,7 +443,7 @@ class SSSDForPreTraining(SSSDPreTrainedModel):
     def random_masking(self, batch: int, patches: int, noise: Tensor | None, seeds: Tensor | None):
         """-> (ids_keep, ids_restore, mask): the patches of least noise stay visible."""
         if noise is None and seeds is None:
-            noise = torch.rand(batch, patches, device=self.device)
+            noise = torch.rand(batch, patches, device=self.decoder.mask_token.device)
         elif noise is None:
             noise = sample_uniform(seeds, MASK_STREAM, patches)
         visible = int(patches * (1 - self.config.mask_ratio))

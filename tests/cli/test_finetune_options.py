@@ -6,11 +6,14 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from model_helpers import tiny_config
 from safetensors.torch import load_file
 from sklearn.utils.class_weight import compute_class_weight
 from tiny_runs import COUNTS, digest, read, records, run, write_images
 
-from sssd_hf.cli import finetune, pretrain, runs
+from sssd_hf import SSSDConfig, SSSDForPreTraining
+from sssd_hf.cli import common, finetune, pretrain, runs
+from sssd_hf.cli.parsing import parse
 from sssd_hf.training.averaging import WeightAverage
 
 TRAIN = COUNTS["train"]
@@ -282,3 +285,33 @@ def test_a_copy_in_test_is_said_before_training(images, tmp_path, caplog):
     (message,) = [r.message for r in caplog.records if "test/up/copy.png" in r.message]
     assert "train/up/00.png" in message
     assert "audit.py" in message
+
+
+def test_half_precision_checkpoints_are_trained_in_fp32(tmp_path):
+    """An AdamW step is lost in bf16's eight bits; mixed precision keeps fp32 weights."""
+    start = ["--model_name_or_path", str(tmp_path)]
+    SSSDForPreTraining(tiny_config()).bfloat16().save_pretrained(tmp_path)
+    assert SSSDConfig.from_pretrained(tmp_path).dtype == torch.bfloat16
+    _, model, losses, *_ = parse("pretrain", "", start)
+    assert {p.dtype for p in pretrain.build_model(model, losses).parameters()} == {torch.float32}
+    _, model, *_, training = parse("finetune", "", start)
+    classifier = finetune.build_model(model, training, ["a", "b"])
+    assert {p.dtype for p in classifier.parameters()} == {torch.float32}
+
+
+def test_the_calibration_sees_the_model_without_autocast(images, tmp_path, monkeypatch):
+    """As predict.py will run it; evaluations on the way may be as the training is."""
+    monkeypatch.setattr(common, "cpu_has_bf16", lambda: True)
+    predict, dtypes = finetune.predict_probabilities, []
+
+    def watch(model, *args):
+        hook = model.classifier.register_forward_hook(lambda *of: dtypes.append(of[-1].dtype))
+        try:
+            return predict(model, *args)
+        finally:
+            hook.remove()
+
+    monkeypatch.setattr(finetune, "predict_probabilities", watch)
+    run(finetune, images, tmp_path / "fine", "--mixed_precision", "bf16", steps=1)
+    assert dtypes[0] == torch.bfloat16
+    assert dtypes[-1] == torch.float32

@@ -1,9 +1,13 @@
 """Wrong options and data: an error, or a warning, that says what is wrong."""
 
 import pytest
+from model_helpers import tiny_config
 from script_runs import MODEL, TRAINING, draw, read
 
+from sssd_hf import SSSDForImageClassification
 from sssd_hf.cli import common, evaluate, finetune, predict, pretrain
+from sssd_hf.cli.arguments import ModelArguments
+from sssd_hf.cli.runs import config_options
 
 pytestmark = pytest.mark.usefixtures("no_figures")
 
@@ -224,6 +228,28 @@ def test_a_checkpoint_without_a_head_classifies_nothing(tmp_path, capsys, runs, 
     message = error_of(capsys, predict.main, *argv, "--output_file", tmp_path / "out.csv")
     assert "classifier.weight is missing" in message
     assert not (tmp_path / "out.csv").exists()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"problem_type": "multi_label_classification", "num_labels": 3}, {"num_labels": 1}],
+    ids=str,
+)
+def test_classes_that_do_not_exclude_each_other_get_no_softmax(
+    tmp_path, capsys, class_folders, fields
+):
+    SSSDForImageClassification(tiny_config(**fields)).save_pretrained(tmp_path / "model")
+    argv = ("--model_name_or_path", tmp_path / "model", "--images", class_folders)
+    message = error_of(capsys, predict.main, *argv, "--output_file", tmp_path / "out.csv")
+    assert "single_label_classification" in message
+
+
+def test_numbers_of_overrides_are_numbers():
+    """YAML alone takes 1e-5 for text."""
+    overrides = "layer_norm_eps=1e-5,hidden_act=gelu,class_weights=[1,2],qkv_bias=false"
+    assert config_options(ModelArguments(config_overrides=overrides)) == {
+        "layer_norm_eps": 1e-5, "hidden_act": "gelu", "class_weights": [1, 2], "qkv_bias": False,
+    }  # fmt: skip
 
 
 def test_shapes_that_a_checkpoint_does_not_have(tmp_path, capsys, runs, class_folders):

@@ -77,6 +77,17 @@ def test_in_order_and_equal_to_decoding_here(tmp_path, count, workers):
         pixels[:] = 0  # writable
 
 
+def test_a_small_batch_is_shared_by_all_workers():
+    """Slices of a volume stay together, which is read once for all of them."""
+    images = [f"{i}.png" for i in range(64)]
+    assert [len(run) for run in isolation._runs(images, 32)] == [2] * 32
+    assert [len(run) for run in isolation._runs(images * 100, 4)] == [16] * 400
+    slices = [{"path": "a.nii", "frame": i} for i in range(40)]
+    runs = list(isolation._runs([*images[:3], *slices], 32))
+    assert [len(run) for run in runs] == [1, 1, 1, 16, 16, 8]
+    assert [i for run in runs for i in run] == list(range(43))
+
+
 def test_every_kind_of_source(tmp_path):
     file = images(tmp_path, 1)[0]
     volume = save_nifti(

@@ -200,7 +200,7 @@ class Threads:
             is_main_process=rank == 0,
             reduce=reduce,
             no_sync=lambda model: nullcontext(),
-            unwrap_model=lambda model: model,
+            unwrap_model=lambda model, **options: model,
             backward=lambda loss: loss.backward(),
         )
 

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import Accelerator
 from loop_runs import (
     RATE,
     Threads,
@@ -348,3 +349,13 @@ def test_an_evaluation_that_is_due_when_a_signal_comes_is_made_up_for(accelerato
     assert [{k: v for k, v in r.items() if k != speed} for r in records] == [
         {k: v for k, v in r.items() if k != speed} for r in whole
     ]
+
+
+def test_weights_keep_their_names_where_accelerate_compiles(tmp_path):
+    """As a dynamo backend in Accelerate's config asks it to."""
+    accelerator = Accelerator(cpu=True, dynamo_backend="eager")
+    model, checkpoints = classifier(), Checkpoints(tmp_path, every_steps=1)
+    settings = LoopSettings(1, logging_steps=1)
+    run(accelerator, model, finetuning_stage(), settings, feed_of(8, 1), checkpoints=checkpoints)
+    tensors, _ = read_checkpoint(checkpoints.found()[0])
+    assert set(tensors["model"]) == set(model.state_dict())

@@ -62,22 +62,30 @@ class Classifier:
 
 
 def load_model(name: str, revision: str = "main", **options: Any) -> SSSDForImageClassification:
-    """A fine-tuned classifier, for evaluation.
+    """A fine-tuned classifier, for evaluation, in fp32.
 
     Args:
         options: What `from_pretrained` takes.
 
     Raises:
-        ValueError: the checkpoint has no classifier.
+        ValueError: the checkpoint has no classifier, or one whose classes do not exclude each
+            other (several labels an image) or that has none (regression).
     """
     model, info = SSSDForImageClassification.from_pretrained(
-        name, revision=revision, output_loading_info=True, **options
+        name, revision=revision, output_loading_info=True, **{"dtype": torch.float32, **options}
     )
     if lacking := sorted(info["missing_keys"]):
         raise ValueError(
             f"--model_name_or_path {name}: {', '.join(lacking)} is missing, so this is no "
             "classifier (a new one would be random). Fine-tune it first (scripts/finetune.py); a "
             "pretrained checkpoint is exported by export.py --to vit_mae."
+        )
+    kind, count = model.config.problem_type, model.config.num_labels
+    if kind not in (None, "single_label_classification") or count < 2:
+        raise ValueError(
+            f"--model_name_or_path {name}: its problem_type is {kind or 'not said'}, with {count} "
+            "label(s); expected single_label_classification with two classes or more, of which "
+            "each image has one."
         )
     return model.eval()
 

@@ -47,7 +47,7 @@ def load_encoder(arguments: EmbedArguments) -> SSSDModel:
     name = arguments.model_name_or_path
     common.check_checkpoint(name)
     model, info = SSSDModel.from_pretrained(
-        name, revision=arguments.model_revision, output_loading_info=True
+        name, revision=arguments.model_revision, output_loading_info=True, dtype=torch.float32
     )
     if arguments.random_weights:
         torch.manual_seed(arguments.seed)

@@ -113,6 +113,7 @@ def build_model(
             revision=model.model_revision,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
+            dtype=torch.float32,  # the weights that are trained, whatever they were saved in
             **options,
         )
         mismatched = sorted(key for key, *_ in info["mismatched_keys"])

@@ -59,7 +59,10 @@ def build_model(model: ModelArguments, losses: DistillationArguments) -> SSSDFor
     options |= {"calibration": None} | config_options(model)  # a classifier's own
     if model.model_name_or_path:
         return SSSDForPreTraining.from_pretrained(
-            model.model_name_or_path, revision=model.model_revision, **options
+            model.model_name_or_path,
+            revision=model.model_revision,
+            dtype=torch.float32,  # the weights that are trained, whatever they were saved in
+            **options,
         )
     options = {"image_size": 112, "num_channels": 1, **options}
     return SSSDForPreTraining(SSSDConfig.from_size(model.model_size, model.decoder, **options))

@@ -49,8 +49,17 @@ def config_options(model: ModelArguments) -> dict[str, Any]:
             raise ValueError(
                 f"--config_overrides: {pair!r}; expected name=value with a field of SSSDConfig."
             )
-        options[name.strip()] = yaml.safe_load(value)
+        options[name.strip()] = _value(value)
     return options
+
+
+def _value(text: str) -> Any:
+    """As YAML has it, and 1e-5 a number: YAML 1.1 asks for a point and a sign in it."""
+    value = yaml.safe_load(text)
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 def peak_learning_rate(training: TrainingArguments, global_batch: int, default: float) -> float:
@@ -256,7 +265,11 @@ def fit(
         feed.close()
     if average:
         average.copy_to_model()
-    model.eval()  # what follows measures it as it will be used, without stochastic depth
+    # what follows measures it as it will be used: without stochastic depth, and without the
+    # autocast that Accelerate leaves around `forward`
+    model.eval()
+    for name in ("forward", "_original_forward"):
+        vars(model).pop(name, None)
     if training.report_to != "none":
         accelerator.end_training()
     return {"learning_rate_peak": learning_rate, **speed}

@@ -71,12 +71,19 @@ class RunUploads:
         files: what is published beside the weights while the training goes on: config, processor
             and code, by their paths.
         total_steps: of the training.
+        averaged: the result is the weights' average; what is published on the way is not.
     """
 
     def __init__(
-        self, target: Target, output: Path, files: dict[str, Path | bytes], total_steps: int
+        self,
+        target: Target,
+        output: Path,
+        files: dict[str, Path | bytes],
+        total_steps: int,
+        averaged: bool = False,
     ):
         self.target, self.output, self.files, self.total_steps = target, output, files, total_steps
+        self.averaged = averaged
         untagged = replace(target, tag=None)
         self.background = BackgroundUploads(
             lambda states, message, sleep: push(states, untagged, message, sleep=sleep),
@@ -91,6 +98,7 @@ class RunUploads:
         """Publish the weights of a checkpoint's folder, some time; returns at once."""
         step = int(checkpoint.name.rsplit("-", 1)[1])
         message = f"Training, step {step} of {self.total_steps}"
+        message += ", weights that are not averaged yet" if self.averaged else ""
         config = json.loads(self.files["config.json"])
         files = {
             **self.files,
@@ -158,4 +166,5 @@ def start_uploads(
     files["config.json"] = config_with_code(model).encode()
     processor = processor_fields(model.config, statistics)
     files["preprocessor_config.json"] = json.dumps(processor, indent=2).encode()
-    return RunUploads(target, output, files, total_steps)
+    averaged = bool(training.ema_decay)
+    return RunUploads(target, output, files, total_steps, averaged)

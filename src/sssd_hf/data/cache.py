@@ -15,7 +15,7 @@ from tqdm import tqdm
 from .images import ImageError
 from .isolation import Decoders, decode_all
 from .preparation import Preparation, Source
-from .store import fingerprint, locked, read_store, store_folder, write_store
+from .store import fingerprint, locked, read_store, store_folder, write_store, written_at
 
 logger = logging.getLogger(__name__)
 
@@ -244,18 +244,24 @@ def _through_store(split: _Split, folder: Path, content: str):
             split.report(found[1])
         return found
 
+    before = written_at(folder)
     found = usable(warn=True)
     if found is None:
         with locked(folder):
-            found = usable(warn=False)  # written by another process in the meantime
-            if found is None:
+            others = written_at(folder) != before  # by another process in the meantime
+            if not others:
                 _require_space(folder, len(sources) * int(np.prod(shape)))
                 split.report(
                     write_store(folder, content, shape, split.decode(), split.skip_bad_files)
                 )
-                found = read_store(folder, content, len(sources), shape, split.progress)
-                if found is None:
-                    raise OSError(f"{folder} does not give back what was written to it")
+        # not while it is locked: each process reads all bytes, and they would do so in turn
+        found = read_store(folder, content, len(sources), shape, split.progress)
+        if found is None and others:
+            return _through_store(split, folder, content)  # of other files, or damaged since
+        if others:
+            split.report(found[1])
+        if found is None:
+            raise OSError(f"{folder} does not give back what was written to it")
     return found
 
 

@@ -6,6 +6,7 @@ only, and the child is replaced. On Linux a child's address space is limited; on
 time alone is.
 """
 
+import math
 import os
 import re
 import signal
@@ -162,8 +163,9 @@ def _pixel_request(preparation, time_limit, memory_limit):
 
 def _ask_all(sources, request, read_answer, workers, limits, keep=None):
     """The answers to `request` about each source, in order; few are computed ahead."""
-    runs = list(_runs(sources))
-    count = max(1, min(workers or min(available_processors(), MAX_WORKERS), len(runs)))
+    workers = workers or min(available_processors(), MAX_WORKERS)
+    runs = list(_runs(sources, workers))
+    count = max(1, min(workers, len(runs)))
     children = keep.take(count, limits) if keep else [_Child(*limits) for _ in range(count)]
     idle: SimpleQueue[_Child] = SimpleQueue()
     for child in children:
@@ -213,12 +215,14 @@ def _ask_all(sources, request, read_answer, workers, limits, keep=None):
             keep.give_back(children)
 
 
-def _runs(sources):
-    """Ranges of at most _RUN consecutive sources; those of different volumes are not mixed."""
-    for _, group in groupby(range(len(sources)), lambda i: _volume(sources[i])):
+def _runs(sources, workers):
+    """Ranges of at most _RUN consecutive sources; those of different volumes are not mixed. Of
+    images that are no slices each worker gets some, also where a batch has few."""
+    for volume, group in groupby(range(len(sources)), lambda i: _volume(sources[i])):
         indices = list(group)
-        for start in range(0, len(indices), _RUN):
-            yield range(indices[start], indices[min(start + _RUN, len(indices)) - 1] + 1)
+        length = _RUN if volume else max(1, min(_RUN, math.ceil(len(indices) / workers)))
+        for start in range(0, len(indices), length):
+            yield range(indices[start], indices[min(start + length, len(indices)) - 1] + 1)
 
 
 def _volume(source):

@@ -118,6 +118,15 @@ def locked(folder: Path):
         lock.release()
 
 
+def written_at(folder: Path) -> tuple[int, int] | None:
+    """Tells one writing of a store from another; None where there is none."""
+    try:
+        status = (folder / "manifest.json").stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_ino
+
+
 def write_store(
     folder: Path,
     content: str,

@@ -32,6 +32,12 @@ class SelfDistillationCallback(TrainerCallback):
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         model = self._unwrap(model)
+        if args.n_gpu > 1 and model.distillation is not None:
+            raise ValueError(
+                f"one process with {args.n_gpu} GPUs (DataParallel): the teacher's statistics "
+                "would be of several devices. Start one process a GPU (accelerate launch, "
+                "torchrun), or show it one (CUDA_VISIBLE_DEVICES=0)."
+            )
         self.statistics.clear()
         if model.distillation is not None:
             self.hook = model.distillation.register_forward_hook(self._collect)

@@ -103,13 +103,15 @@ def train(
         FloatingPointError: the loss is not finite, or the weights that are to be kept.
         Interrupted: a signal came; the state was saved.
     """
-    plain = accelerator.unwrap_model(model)
+    # Accelerate's own compilation, asked for in its config, would put "_orig_mod." before each name
+    plain = accelerator.unwrap_model(model, keep_torch_compile=False)
     saved = checkpoints.load(resume) if resume and checkpoints else None
     progress = Progress()
     if saved:
         progress = restore_state(
             accelerator, plain, optimizer, feed, stage, average, options, *saved
         )
+        saved = None  # as large as weights, averages and optimiser, in each process
         logger.info(f"going on after step {progress.step}")
     if resume:
         _check_agreement(progress.step)
@@ -122,7 +124,7 @@ def train(
         dynamic_ncols=True,
     )
     # read two steps late on an accelerator, so that the host need not wait for it
-    flags: deque[torch.Tensor] = deque(maxlen=1 if accelerator.device.type == "cpu" else 3)
+    flags: deque[Flags] = deque(maxlen=1 if accelerator.device.type == "cpu" else 3)
     waiting: list[tuple[dict, dict]] = []
 
     def keep(must: bool) -> None:
@@ -148,7 +150,8 @@ def train(
             asked = [torch.full_like(weights[0], float(wish)) for wish in wishes]
             totals = accelerator.reduce(torch.stack([torch.stack(weights).sum(), *asked]), "sum")
             total_weight = totals[0]
-            flags.append(totals[1:])
+            if accelerator.num_processes > 1:
+                flags.append(Flags.of(totals[1:]))
 
             statistics, logged = None, []
             for i, (batch, weight, real) in enumerate(zip(batches, weights, draws.real)):
@@ -266,9 +269,33 @@ def _agreed(accelerator, flags: deque, wishes: list[bool]) -> tuple[bool, bool]:
     return stop > 0, save > 0
 
 
+@dataclass
+class Flags:
+    """What the processes wish, on its way to the host: reading it waits for this copy alone, and
+    not for what the device was given to do since."""
+
+    values: torch.Tensor
+    copied: torch.cuda.Event | None
+
+    @classmethod
+    def of(cls, values: torch.Tensor) -> "Flags":
+        if values.device.type != "cuda":
+            return cls(values, None)
+        host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+        host.copy_(values, non_blocking=True)
+        copied = torch.cuda.Event()
+        copied.record()
+        return cls(host, copied)
+
+    def tolist(self) -> list[float]:
+        if self.copied is not None:
+            self.copied.synchronize()
+        return self.values.tolist()
+
+
 def _fetch(accelerator, waiting, progress, feed, stage, checkpoints) -> None:
-    """The logged values of the steps since the last call, as numbers: the only time the host waits
-    for the device. A step's losses are summed over processes.
+    """The logged values of the steps since the last call, as numbers: here the host waits for
+    the device. A step's losses are summed over processes.
 
     Raises:
         FloatingPointError: a step's loss is not finite.

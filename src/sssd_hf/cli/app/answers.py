@@ -98,7 +98,7 @@ def load_all(names: Sequence[str]) -> list[NamedClassifier]:
 
 def load_reconstructor(name: str) -> Reconstructor:
     """A checkpoint of pretraining: SSSD, ViTMAE or the original MAE's."""
-    model = SSSDForPreTraining.from_pretrained(name).eval()
+    model = SSSDForPreTraining.from_pretrained(name, dtype=torch.float32).eval()
     config = model.config
     size = tuple(n * p for n, p in zip(config.grid_size, model.encoder.embeddings.patch))
     return Reconstructor(
