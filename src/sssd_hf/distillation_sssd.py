@@ -152,11 +152,7 @@ class SelfDistillation(nn.Module):
 
     @torch.no_grad()
     def _statistics(self, features: Tensor, target: Tensor, position: Tensor) -> dict[str, Tensor]:
-        # in fp32 whatever the forward is in: a variance is what is left of two large numbers
-        with torch.autocast(features.device.type, enabled=False):
-            return self._fp32_statistics(features.float(), target.float(), position)
-
-    def _fp32_statistics(self, features: Tensor, target: Tensor, position: Tensor):
+        features, target = features.float(), target.float()
         image = target.mean(1)  # one vector an image: a collapse shows in its spread over images
         statistics = {"images": image.new_full((), image.shape[0]), "image_sum": image.sum(0)}
         statistics["image_square_sum"] = image.square().sum(0)
@@ -166,10 +162,10 @@ class SelfDistillation(nn.Module):
                 sums = [value.sum((0, 1)) for value in values]
             else:  # by position: one-hot products, no atomic additions
                 places = torch.arange(self.teacher_mean.shape[0], device=position.device)
-                chosen = (
-                    places[:, None, None] == position
-                ).float()  # (1 + patches, batch or 1, tokens)
-                sums = [torch.einsum("pbt,btd->pd", chosen, value) for value in values]
+                chosen = (places[:, None, None] == position).float()  # (places, batch or 1, tokens)
+                # in fp32 under autocast too: a variance is what is left of two large numbers
+                with torch.autocast(features.device.type, enabled=False):
+                    sums = [torch.einsum("pbt,btd->pd", chosen, value) for value in values]
             statistics |= dict(zip(("count", "sum", "square_sum"), sums))
         if self.config.distillation_head == "dino":
             statistics["probability_sum"] = self._probabilities(target).mean(1).sum(0)

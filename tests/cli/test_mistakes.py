@@ -241,7 +241,7 @@ def test_classes_that_do_not_exclude_each_other_get_no_softmax(
     SSSDForImageClassification(tiny_config(**fields)).save_pretrained(tmp_path / "model")
     argv = ("--model_name_or_path", tmp_path / "model", "--images", class_folders)
     message = error_of(capsys, predict.main, *argv, "--output_file", tmp_path / "out.csv")
-    assert "single_label_classification" in message
+    assert "expected single_label_classification" in message
 
 
 def test_numbers_of_overrides_are_numbers():

@@ -123,7 +123,8 @@ def test_a_study_has_baselines_beside_its_models(images, tmp_path):
         return reproduce.main([str(word) for word in argv])
 
     assert start() == 0
-    paths = sorted((tmp_path / "results").rglob("*.json"))
+    paths = sorted((tmp_path / "results/study").rglob("*.json"))
+    assert (tmp_path / "results/cards/study.md").is_file()
     assert [path.parent.name for path in paths] == ["resnet18", "ridge"]
     for path in paths:
         text = path.read_text()

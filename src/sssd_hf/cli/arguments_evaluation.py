@@ -258,6 +258,8 @@ class ReproduceArguments:
     protocols: str = option("", "Protocols of the recipe's plan, by comma (default: all).")
     output_dir: str = option("runs/reproduce", "Where checkpoints, evaluations and reports go.")
     results_dir: str = option("recipes/results", "Where the record of each run goes.")
-    cards_dir: str = option("model_cards", "Where the card of the study goes.")
+    cards_dir: str | None = option(
+        None, "Where the card of the study goes (default: cards/ in --results_dir)."
+    )
     report: bool = option(True, "Write report.html of each run, with its images, in --output_dir.")
     tables_only: bool = option(False, "Write tables and card from the records that are there.")

@@ -68,8 +68,7 @@ def load_model(name: str, revision: str = "main", **options: Any) -> SSSDForImag
         options: What `from_pretrained` takes.
 
     Raises:
-        ValueError: the checkpoint has no classifier, or one whose classes do not exclude each
-            other (several labels an image) or that has none (regression).
+        ValueError: the checkpoint has no classifier.
     """
     model, info = SSSDForImageClassification.from_pretrained(
         name, revision=revision, output_loading_info=True, **{"dtype": torch.float32, **options}
@@ -79,13 +78,6 @@ def load_model(name: str, revision: str = "main", **options: Any) -> SSSDForImag
             f"--model_name_or_path {name}: {', '.join(lacking)} is missing, so this is no "
             "classifier (a new one would be random). Fine-tune it first (scripts/finetune.py); a "
             "pretrained checkpoint is exported by export.py --to vit_mae."
-        )
-    kind, count = model.config.problem_type, model.config.num_labels
-    if kind not in (None, "single_label_classification") or count < 2:
-        raise ValueError(
-            f"--model_name_or_path {name}: its problem_type is {kind or 'not said'}, with {count} "
-            "label(s); expected single_label_classification with two classes or more, of which "
-            "each image has one."
         )
     return model.eval()
 
@@ -97,8 +89,9 @@ def load_classifier(name: str, revision: str = "main", device: str | None = None
         device: default: the GPU where there is one.
 
     Raises:
-        ValueError: it has no classifier, the folder is none of these, or the members of an
-            ensemble do not fit together.
+        ValueError: it has no classifier, or one whose classes do not exclude each other (several
+            labels an image) or that has none (regression): softmax would be wrong. The folder is
+            none of these, or the members of an ensemble do not fit together.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     folder = _ensemble_folder(name, revision)
@@ -113,6 +106,13 @@ def load_classifier(name: str, revision: str = "main", device: str | None = None
     for place, version in members:
         model = load_model(place, version)
         config = model.config
+        kind = config.problem_type or "single_label_classification"
+        if kind != "single_label_classification" or config.num_labels < 2:
+            raise ValueError(
+                f"--model_name_or_path {place}: its config has problem_type={config.problem_type} "
+                f"and num_labels={config.num_labels}; expected single_label_classification with "
+                "two classes or more, of which each image has one."
+            )
         size = tuple(n * p for n, p in zip(config.grid_size, model.encoder.embeddings.patch))
         models.append(model.to(device))
         statistics.append(read_statistics(place, config.num_channels, version))

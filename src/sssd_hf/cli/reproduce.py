@@ -403,7 +403,8 @@ def write_study(
         ValueError: as `summarise_study` and `study_card`.
     """
     print("Intervals and tests over all records: a minute or two.", flush=True)
-    results_dir, cards_dir = Path(arguments.results_dir), Path(arguments.cards_dir)
+    results_dir = Path(arguments.results_dir)
+    cards_dir = Path(arguments.cards_dir or results_dir / "cards")
     summary = summarise_study(results_dir, name, plan)
     text = tables(summary)
     for folder in (results_dir, cards_dir):

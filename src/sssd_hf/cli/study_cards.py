@@ -184,7 +184,7 @@ def study_card(summary: dict[str, Any], recipe: Path) -> str:
         limits=_limits(judged),
         commands=fenced(
             f"python scripts/reproduce.py --recipe recipes/{recipe.name} --data_dir DATA \\\n"
-            f"    --variants {main} --results_dir runs/results --cards_dir runs/cards",
+            f"    --variants {main} --results_dir runs/results",
             "sh",
         ),
         not_a_device=NOT_A_DEVICE,

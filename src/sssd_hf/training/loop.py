@@ -27,7 +27,7 @@ from .checkpoints import CheckpointError, Checkpoints, reshard
 from .feeds import Draw, ImageFeed
 from .log import Log
 from .optimization import set_learning_rate
-from .signals import BrokenOff, Interrupted, StopSignals
+from .signals import BrokenOff, Interrupted, SharedWishes, StopSignals
 from .state import Progress, collect_state, restore_state
 
 logger = logging.getLogger("sssd_hf")
@@ -124,7 +124,7 @@ def train(
         dynamic_ncols=True,
     )
     # read two steps late on an accelerator, so that the host need not wait for it
-    flags: deque[Flags] = deque(maxlen=1 if accelerator.device.type == "cpu" else 3)
+    flags: deque[SharedWishes] = deque(maxlen=1 if accelerator.device.type == "cpu" else 3)
     waiting: list[tuple[dict, dict]] = []
 
     def keep(must: bool) -> None:
@@ -151,7 +151,7 @@ def train(
             totals = accelerator.reduce(torch.stack([torch.stack(weights).sum(), *asked]), "sum")
             total_weight = totals[0]
             if accelerator.num_processes > 1:
-                flags.append(Flags.of(totals[1:]))
+                flags.append(SharedWishes.of(totals[1:]))
 
             statistics, logged = None, []
             for i, (batch, weight, real) in enumerate(zip(batches, weights, draws.real)):
@@ -267,30 +267,6 @@ def _agreed(accelerator, flags: deque, wishes: list[bool]) -> tuple[bool, bool]:
         return False, False
     stop, save = flags[0].tolist()
     return stop > 0, save > 0
-
-
-@dataclass
-class Flags:
-    """What the processes wish, on its way to the host: reading it waits for this copy alone, and
-    not for what the device was given to do since."""
-
-    values: torch.Tensor
-    copied: torch.cuda.Event | None
-
-    @classmethod
-    def of(cls, values: torch.Tensor) -> "Flags":
-        if values.device.type != "cuda":
-            return cls(values, None)
-        host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
-        host.copy_(values, non_blocking=True)
-        copied = torch.cuda.Event()
-        copied.record()
-        return cls(host, copied)
-
-    def tolist(self) -> list[float]:
-        if self.copied is not None:
-            self.copied.synchronize()
-        return self.values.tolist()
 
 
 def _fetch(accelerator, waiting, progress, feed, stage, checkpoints) -> None:

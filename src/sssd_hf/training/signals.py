@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
@@ -64,3 +65,27 @@ class StopSignals:
     def __exit__(self, *unused: object) -> None:
         for number, handler in self.before.items():
             signal.signal(number, handler)
+
+
+@dataclass
+class SharedWishes:
+    """What the processes wish, on its way to the host: reading it waits for this copy alone, and
+    not for what the device was given to do since."""
+
+    values: torch.Tensor
+    copied: torch.cuda.Event | None
+
+    @classmethod
+    def of(cls, values: torch.Tensor) -> "SharedWishes":
+        if values.device.type != "cuda":
+            return cls(values, None)
+        host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+        host.copy_(values, non_blocking=True)
+        copied = torch.cuda.Event()
+        copied.record()
+        return cls(host, copied)
+
+    def tolist(self) -> list[float]:
+        if self.copied is not None:
+            self.copied.synchronize()
+        return self.values.tolist()
