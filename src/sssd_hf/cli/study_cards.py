@@ -7,16 +7,14 @@ import yaml
 
 from ..hub.card_rules import check_card
 from ..hub.card_text import (
-    CITATION,
-    INTENDED_USE,
+    EVERY_CARD,
     METRICS,
-    NOT_A_DEVICE,
     classes_meant,
     fenced,
     markdown,
     number,
 )
-from ..hub.cards import MARK, TAGS
+from ..hub.cards import TAGS
 from .study_tables import (
     accuracy_interval,
     accuracy_text,
@@ -31,8 +29,8 @@ TEMPLATE = Path(__file__).with_name("study_card.md")
 HEADLINE = (runs_text, accuracy_text, accuracy_interval, area_text)
 INTERVALS = (
     "95 % percentile bootstrap of groups (of images where there are none), each drawn "
-    " in all runs or in none. They say how a mean would vary with other test groups, the trained "
-    " models unchanged; the spread over runs says what other draws or seeds do."
+    "in all runs or in none. They say how a mean would vary with other test groups, the trained "
+    "models unchanged; the spread over runs says what other draws or seeds do."
 )
 
 
@@ -187,10 +185,7 @@ def study_card(summary: dict[str, Any], recipe: Path) -> str:
             f"    --variants {main} --results_dir runs/results",
             "sh",
         ),
-        not_a_device=NOT_A_DEVICE,
-        intended_use=INTENDED_USE,
-        citation=CITATION,
-        mark=MARK,
+        **EVERY_CARD,
     )  # fmt: skip
     check_card(str(card))
     return str(card)

@@ -29,23 +29,26 @@ RECIPE_ROWS = (
     "per_device_train_batch_size", "weight_decay", "layer_decay", "ema_decay", "mixed_precision",
     "mask_ratio", "distillation", "class_weights", "metric_for_best_model", "seed",
 )  # fmt: skip
-# what every card says, of a model or of a recipe
-NOT_A_DEVICE = """\
+MARK = "Written by sssd_hf from measured results; it is written anew, and changes by hand are lost."
+EVERY_CARD = {  # what it says, of a model or of a recipe, by the names that the templates have
+    "not_a_device": """\
 **Research software, not a medical device.** Not validated for any clinical use: do not base a
-diagnosis, a treatment or a triage on it."""
-INTENDED_USE = """\
+diagnosis, a treatment or a triage on it.""",
+    "intended_use": """\
 For research: to compare methods, to study what such a model learns, to start training on other
 images of the same kind.
 
 Not for: deciding about a patient, by itself or as a second reader; images of another kind, device,
 protocol or population than those it was trained on, without an evaluation there; a statement about
-a single image as certain. Its scores are no probabilities of a disease in anybody's population."""
-CITATION = """\
+a single image as certain. Its scores are no probabilities of a disease in anybody's population.""",
+    "citation": """\
 The method: Tan et al., "Self-supervised learning with self-distillation on COVID-19 medical image
 classification" (SSSD-COVID), Computer Methods and Programs in Biomedicine 243 (2024) 107876,
 [doi 10.1016/j.cmpb.2023.107876](https://doi.org/10.1016/j.cmpb.2023.107876). The masked
 autoencoder: He et al., "Masked Autoencoders Are Scalable Vision Learners", CVPR 2022,
-[arXiv 2111.06377](https://arxiv.org/abs/2111.06377)."""
+[arXiv 2111.06377](https://arxiv.org/abs/2111.06377).""",
+    "mark": MARK,
+}
 MAX_TEXT = 600  # characters of a text from outside
 ALL_IMAGES = "all"  # as test_split: no split was tested, but all images of some data
 

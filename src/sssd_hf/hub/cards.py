@@ -9,10 +9,9 @@ from .card_rules import check_card
 from .card_sources import Sources, read_sources
 from .card_text import (
     ALL_IMAGES,
-    CITATION,
-    INTENDED_USE,
+    EVERY_CARD,
+    MARK,
     METRICS,
-    NOT_A_DEVICE,
     audit_facts,
     classes_meant,
     evaluation_facts,
@@ -24,7 +23,6 @@ from .card_text import (
 from .clean import clean_command, clean_text, clean_value, is_on_hub
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
-MARK = "Written by sssd_hf from measured results; it is written anew, and changes by hand are lost."
 TAGS = ("sssd", "medical-imaging", "masked-autoencoder", "not-for-clinical-use")
 FORM = "## This form\n"  # heads the section that export.py adds to a card
 MAX_RESULTS = 12  # metrics in the metadata
@@ -340,10 +338,7 @@ def build_card(
             "No licence of the weights was stated: ask their authors before you use them. "
         )
         + "The model's code: Apache-2.0.",
-        not_a_device=NOT_A_DEVICE,
-        intended_use=INTENDED_USE,
-        citation=CITATION,
-        mark=MARK,
+        **EVERY_CARD,
     )  # fmt: skip
     check_card(str(card))
     return card
