@@ -12,6 +12,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from medical_files import ct_values, dicom, encode, save_nifti
 from PIL import Image
@@ -231,15 +232,17 @@ def running_workers():
 
 
 def all_workers():
-    mine, workers = [], []
-    for task in Path("/proc/self/task").glob("*"):
-        with suppress(OSError):  # a thread that ends meanwhile
-            mine += (task / "children").read_text().split()
-    for child in mine:
-        with suppress(OSError):
-            if b"worker.py" in Path(f"/proc/{child}/cmdline").read_bytes():
-                workers.append(child)
-    return workers
+    return workers_of(os.getpid())
+
+
+def workers_of(pid):
+    """Not from /proc/PID/task/*/children: a child moves to another thread when its own ends."""
+    found = []
+    for child in psutil.Process(pid).children():
+        with suppress(psutil.Error):  # ends meanwhile
+            if any(word.endswith("worker.py") for word in child.cmdline()):
+                found.append(child.pid)
+    return found
 
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
@@ -308,7 +311,7 @@ def test_signals_to_the_group_leave_it_to_the_parent(tmp_path, name):
         results = [pixels for _, pixels in decode_all(files, SMALL, 1, keep=decoders)]
         np.testing.assert_array_equal(results, [prepare_image(file, SMALL) for file in files])
         (child,) = running_workers()
-        os.kill(int(child), getattr(signal, name))
+        os.kill(child, getattr(signal, name))
     assert running_workers() == [child]
     decoders.close()
 
@@ -337,8 +340,6 @@ def right(files):
     preparation = Preparation((8, 6))
     found = [pixels for _, pixels in decode_all(files, preparation, 1, keep=decoders)]
     return np.array_equal(found, [prepare_image(file, preparation) for file in files])
-def workers(pid):
-    return open(f"/proc/{pid}/task/{pid}/children").read().split()
 if __name__ == "__main__":
     signal.alarm(100)
     decoders, files = Decoders(), sys.argv[1:]
@@ -372,12 +373,7 @@ def test_a_forked_process_starts_its_own(tmp_path):
     said = sorted(parent.stdout.readline().split() for _ in range(2))
     assert said[0] == ["forked", "True"]
     assert said[1][0] == "parent"
-    children = [
-        int(p)
-        for task in Path(f"/proc/{parent.pid}/task").iterdir()
-        for p in (task / "children").read_text().split()
-        if b"worker.py" in Path(f"/proc/{p}/cmdline").read_bytes()
-    ]
+    children = workers_of(parent.pid)
     assert children
     os.kill(parent.pid, signal.SIGKILL)
     parent.wait()
@@ -419,11 +415,7 @@ def test_children_die_with_their_parent(tmp_path, hostile, busy):
         stdout=subprocess.PIPE,
     )
     assert parent.stdout.readline() == b"0\n"
-    (child,) = [
-        int(p)
-        for task in Path(f"/proc/{parent.pid}/task").iterdir()
-        for p in (task / "children").read_text().split()
-    ]
+    (child,) = workers_of(parent.pid)
     os.kill(parent.pid, signal.SIGKILL)
     parent.wait()
     deadline = time.monotonic() + 12  # a hanging one: its own clock, 1 + 5 seconds
