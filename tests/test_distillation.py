@@ -420,6 +420,8 @@ def test_the_spread_of_the_target_tells_a_collapse():
     same = images(1, 3, 24, 24).expand(3, -1, -1, -1)
     out = model(same, noise=torch.rand(1, 9).expand(3, -1))
     assert model.distillation.target_std(out.distillation_statistics) < 1e-2 * expected
+    out = model(same[:1])  # of one image nothing can be told
+    assert model.distillation.target_std(out.distillation_statistics).isnan()
 
 
 @pytest.mark.parametrize("target", ["standardize", "standardize_per_position"])

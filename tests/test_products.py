@@ -9,7 +9,7 @@ from torch import nn
 from transformers.activations import GELUActivation
 
 from sssd_hf import products_sssd
-from sssd_hf.products_sssd import linear, norm_linear, norm_mlp, standardize
+from sssd_hf.products_sssd import linear, norm_linear, norm_mlp, project, standardize
 
 ONEDNN = hasattr(torch.ops.mkldnn, "_linear_pointwise") and torch.backends.mkldnn.is_available()
 
@@ -151,3 +151,42 @@ def test_standardize_is_by_the_unbiased_variance():
     x = torch.randn(4, 7, 16, dtype=torch.float64)
     expected = (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True) + 1e-6).sqrt()
     torch.testing.assert_close(standardize(x, 1e-6), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "onednn", [False, pytest.param(True, marks=pytest.mark.skipif(not ONEDNN, reason="no oneDNN"))]
+)
+@pytest.mark.parametrize("name", CASES)
+def test_second_derivatives_are_those_of_the_modules(monkeypatch, name, onednn):
+    """A gradient penalty, Hessians: of weights and input."""
+    monkeypatch.setattr(products_sssd, "onednn_is_faster", lambda: onednn)
+    found = []
+    for function in CASES[name]:
+        module = modules()
+        x = torch.randn(3, 8, generator=torch.Generator().manual_seed(1), requires_grad=True)
+        weights = [x, *module.parameters()]
+        loss = function(module, x).pow(3).sum()
+        first = torch.autograd.grad(loss, weights, create_graph=True, allow_unused=True)
+        penalty = sum(g.square().sum() for g in first if g is not None)
+        found.append(torch.autograd.grad(penalty, weights, allow_unused=True))
+    for own, expected in zip(*found, strict=True):
+        assert (own is None) == (expected is None)
+        if own is not None:
+            torch.testing.assert_close(own, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_transforms_of_functions(name):
+    lean, plain = CASES[name]
+    module, x = modules(), torch.randn(4, 8)
+    for transform in (torch.func.jacrev, torch.func.vmap, torch.func.hessian):
+        found, expected = (transform(lambda x, f=f: f(module, x))(x) for f in (lean, plain))
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_patches_are_projected_as_by_the_convolution():
+    layer, patches = nn.Conv2d(3, 16, (4, 2), (4, 2)), torch.randn(2, 5, 24)
+    expected = layer(patches.reshape(10, 3, 4, 2)).reshape(2, 5, 16)
+    torch.testing.assert_close(project(patches, layer), expected)
+    layer.register_forward_hook(lambda module, inputs, output: 2 * output)  # such as LoRA's
+    torch.testing.assert_close(project(patches, layer), 2 * expected)

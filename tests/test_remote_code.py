@@ -198,3 +198,21 @@ def test_remote_code_where_the_package_is_not_installed(tmp_path, channels):
     for mode, scores in json.loads(line.removeprefix("SCORES")).items():
         assert_scores(scores, probabilities(model, files[mode], mean, std))
     assert Path(tmp_path / "home").exists()
+
+
+def test_code_goes_along_where_the_config_names_it(tmp_path):
+    """Whoever loads a checkpoint that has its code, and saves it, has one that has it too."""
+    save_with_code(SSSDForImageClassification(tiny_config()), tmp_path / "first")
+    SSSDForImageClassification.from_pretrained(tmp_path / "first").save_pretrained(tmp_path / "two")
+    saved = json.loads((tmp_path / "two" / "config.json").read_text())
+    for place in saved["auto_map"].values():
+        assert (tmp_path / "two" / f"{place.split('.')[0]}.py").is_file()
+    assert {p.name for p in (tmp_path / "two").glob("*.py")} == {
+        p.name for p in (tmp_path / "first").glob("*.py")
+    }
+    SSSDForImageClassification(tiny_config()).save_pretrained(tmp_path / "plain")
+    assert not list((tmp_path / "plain").glob("*.py"))
+    config = tiny_config()
+    config.auto_map = {"AutoConfig": "some/where--configuration_sssd.SSSDConfig"}
+    config.save_pretrained(tmp_path / "hub")
+    assert not list((tmp_path / "hub").glob("*.py"))

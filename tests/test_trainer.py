@@ -29,8 +29,8 @@ def dataset(labels=False, count=16):
 def arguments(folder, **options):
     return TrainingArguments(
         output_dir=str(folder), report_to=[], use_cpu=True, disable_tqdm=True, save_strategy="no",
-        logging_steps=1, per_device_train_batch_size=8, learning_rate=3e-3, seed=0,
-        **options,
+        logging_steps=1, learning_rate=3e-3, seed=0,
+        **{"per_device_train_batch_size": 8, **options},
     )  # fmt: skip
 
 
@@ -122,6 +122,22 @@ def test_the_callback_steps_the_teacher_once_an_optimiser_step(tmp_path):
     assert callback.hook is None
     model.eval()(images(2, 3, 32, 32))  # after training nothing is collected
     assert not callback.statistics
+
+
+def test_part_batches_make_the_step_of_the_whole_batch(tmp_path):
+    """With labels in the batch, for which Trainer would leave the mean to a model that asks."""
+    norms = []
+    for batch, parts in ((16, 1), (4, 4)):
+        torch.manual_seed(0)
+        model = SSSDForImageClassification(tiny_config())
+        options = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": parts}
+        trainer = Trainer(
+            model, arguments(tmp_path, max_steps=1, **options), train_dataset=dataset(labels=True)
+        )
+        trainer.train()
+        (entry,) = [e for e in trainer.state.log_history if "grad_norm" in e]
+        norms.append((entry["loss"], entry["grad_norm"]))
+    assert norms[1] == pytest.approx(norms[0], rel=1e-4)
 
 
 def test_the_callback_wants_a_pretraining_model():

@@ -4,6 +4,9 @@ This file travels with a checkpoint as remote code: it imports torch and transfo
 """
 
 import math
+import os
+import shutil
+from pathlib import Path
 from typing import Any
 
 from transformers import ViTMAEConfig
@@ -224,6 +227,38 @@ class SSSDConfig(ViTMAEConfig):
     def base(cls, **kwargs: Any) -> "SSSDConfig":
         """ViT-Base: 768 wide, 12 layers. See `from_size`."""
         return cls.from_size("base", **kwargs)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As `PretrainedConfig.from_dict`; with other classes asked for, the stored calibration and
+        class weights, which are of the stored ones, are left out."""
+        if cls.has_other_labels(config_dict, kwargs):
+            of_labels = ("calibration", "class_weights")
+            config_dict = {k: v for k, v in config_dict.items() if k not in of_labels}
+        return super().from_dict(config_dict, **kwargs)
+
+    @staticmethod
+    def has_other_labels(fields: dict[str, Any], asked: dict[str, Any]) -> bool:
+        """Whether `asked` has classes beside those of `fields`, by number or by name."""
+        stored = fields.get("id2label") or {0: "LABEL_0", 1: "LABEL_1"}
+        names = {int(index): name for index, name in stored.items()}
+        if asked.get("num_labels") not in (None, len(names)):
+            return True
+        if asked.get("id2label") is not None:
+            return {int(index): name for index, name in asked["id2label"].items()} != names
+        by_name = {name: index for index, name in names.items()}
+        return asked.get("label2id") not in (None, by_name)
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
+        """As `PretrainedConfig.save_pretrained`; the code that an `auto_map` names goes along."""
+        places = getattr(self, "auto_map", None) or {}
+        if any("--" not in place for place in places.values()):  # else it lies on the Hub
+            folder = Path(save_directory)
+            folder.mkdir(parents=True, exist_ok=True)
+            for file in Path(__file__).parent.glob("*_sssd.py"):
+                if not (folder / file.name).exists():
+                    shutil.copyfile(file, folder / file.name)
+        super().save_pretrained(save_directory, **kwargs)
 
     @property
     def grid_size(self) -> tuple[int, int]:

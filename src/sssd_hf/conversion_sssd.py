@@ -113,14 +113,26 @@ def config_from_stock(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def config_to_stock(config: dict[str, Any], model_type: str) -> dict[str, Any]:
-    """Fields of a `ViTMAEConfig` (`"vit_mae"`) or `ViTConfig` (`"vit"`) from an SSSD config."""
+    """Fields of a `ViTMAEConfig` (`"vit_mae"`) or `ViTConfig` (`"vit"`) from an SSSD config.
+
+    Raises:
+        ValueError: the stock class cannot express it.
+    """
     if model_type == "vit" and config.get("pooling", "cls") != "cls":
         raise ValueError(
             f"pooling={config['pooling']!r} can't be expressed by ViTForImageClassification, which "
             "reads the CLS token; expected pooling='cls'."
         )
     names = _SHARED_FIELDS + (_DECODER_FIELDS if model_type == "vit_mae" else [])
-    return {name: config[name] for name in names if config.get(name) is not None}
+    fields = {name: config[name] for name in names if config.get(name) is not None}
+    for name in ("image_size", "patch_size") if model_type == "vit_mae" else ():
+        if len(set(as_pair(fields[name]))) > 1:
+            raise ValueError(
+                f"{name}={fields[name]} can't be expressed by ViTMAEForPreTraining, which holds "
+                "square images and patches alone. Keep the checkpoint as it is."
+            )
+        fields[name] = as_pair(fields[name])[0]
+    return fields
 
 
 def from_stock(state_dict: StateDict) -> StateDict:
@@ -423,8 +435,9 @@ class ForeignCheckpoint:
         # num_labels is no field of its own: id2label tells it
         overrides = {k: v for k, v in kwargs.items() if k in known or k == "num_labels"}
         overrides = {k: v for k, v in overrides.items() if k not in _LOADING_OPTIONS}
-        if {"num_labels", "id2label", "label2id"} & overrides.keys():
-            fields = {k: v for k, v in fields.items() if k not in ("id2label", "label2id")}
+        if type(self.config).has_other_labels(fields, overrides):
+            of_labels = ("id2label", "label2id", "calibration", "class_weights")
+            fields = {k: v for k, v in fields.items() if k not in of_labels}
         left = {k: v for k, v in kwargs.items() if k not in overrides and k != "config"}
         return type(self.config)(**{**fields, **overrides}), left
 
@@ -451,6 +464,9 @@ class ForeignCheckpoint:
                 )
             weights = to_one_channel(weights, patch[0] * patch[1], self.mean, self.std)
         weights = resize_positions(weights, own.grid_size, config.grid_size)
+        if own.grid_size != config.grid_size and own.distillation_target.endswith("per_position"):
+            gone = ("distillation.teacher_mean", "distillation.teacher_variance")
+            weights = {key: tensor for key, tensor in weights.items() if key not in gone}
         return {key: tensor for key, tensor in weights.items() if key.split(".")[0] in parts}
 
     def load_with(
@@ -479,6 +495,11 @@ class ForeignCheckpoint:
                 output_loading_info=True,
                 **kwargs,
             )
+        except RuntimeError as error:  # "look at the above report"
+            raise RuntimeError(
+                f"{self.name} does not fit the model: some of its weights have other shapes. Of a "
+                "head for other classes? With ignore_mismatched_sizes=True such weights are new."
+            ) from error
         finally:
             logging.set_verbosity(verbosity)
         model.name_or_path = model.config.name_or_path = self.name
@@ -486,12 +507,16 @@ class ForeignCheckpoint:
         lacking = [key for key in missing if not key.startswith(new)]
         own = model.state_dict().keys()  # an SSSDModel's without their first word
         homeless = [key for key in state_dict if not {key, key.removeprefix("encoder.")} & own]
+        # the head of another loss is left behind, as it is where nothing is resized
+        homeless = [key for key in homeless if not key.startswith("distillation.")]
         if lacking or homeless:
             raise ValueError(
                 f"{self.name} does not fit the model: it lacks {lacking}, and of its weights these "
                 f"have no place: {homeless}. Leave depth, bias and the like as the checkpoint has "
                 "them."
             )
+        # asked for by ignore_mismatched_sizes, so that others are left
+        missing += sorted(key for key, *_ in info["mismatched_keys"])
         if missing:
             logger.warning(
                 f"{type(model).__name__} from {self.name}: new and untrained are "

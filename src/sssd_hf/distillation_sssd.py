@@ -207,7 +207,7 @@ class SelfDistillation(nn.Module):
     @staticmethod
     def target_std(statistics: dict[str, Tensor]) -> Tensor:
         """How much the teacher's output (one vector an image) spreads over images: the root of the
-        variance, averaged over channels. Near zero means a collapse."""
-        mean = statistics["image_sum"] / statistics["images"]
-        square = statistics["image_square_sum"] / statistics["images"]
+        variance, averaged over channels. Near zero means a collapse; NaN for one image."""
+        count = statistics["images"].where(statistics["images"] > 1, torch.nan)
+        mean, square = (statistics[f"image_{kind}"] / count for kind in ("sum", "square_sum"))
         return (square - mean.square()).clamp(min=0).mean().sqrt()

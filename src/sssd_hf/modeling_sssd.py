@@ -25,7 +25,7 @@ from transformers.utils.generic import can_return_tuple
 from .configuration_sssd import SSSDConfig, as_pair
 from .conversion_sssd import from_stock_model, interpolate_positions, load_foreign, to_stock_model
 from .distillation_sssd import DINOHead, SelfDistillation
-from .products_sssd import linear, norm_linear, norm_mlp, standardize
+from .products_sssd import linear, norm_linear, norm_mlp, project, standardize
 
 GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's convert("L")
 
@@ -156,15 +156,13 @@ class SSSDEmbeddings(nn.Module):
             self.position_embeddings, self.config.grid_size, self.grid(images)
         )
         cls_token = (self.cls_token + positions[:, :1]).expand(images.shape[0], -1, -1)
-        positions = positions[:, 1:]
         if ids_keep is None:
-            patches = self.projection(images).flatten(2).transpose(1, 2)
+            patches = self.projection(images).flatten(2).transpose(1, 2) + positions[:, 1:]
         else:
             values = patchify(images, self.patch, pixels_first=False)
             values = values.gather(1, ids_keep[..., None].expand(-1, -1, values.shape[-1]))
-            patches = F.linear(values, self.projection.weight.flatten(1), self.projection.bias)
-            positions = positions[0][ids_keep]  # (batch, visible, width)
-        return torch.cat([cls_token, patches + positions], dim=1)
+            patches = project(values, self.projection) + positions[0, 1 + ids_keep]
+        return torch.cat([cls_token, patches], dim=1)
 
 
 def eager_attention(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
@@ -188,10 +186,11 @@ class SSSDAttention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width, bias=config.qkv_bias)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, norm: nn.LayerNorm, output_attentions: bool):
-        # (batch, tokens, 3, heads, head dim)
-        qkv = norm_linear(x, norm, self.qkv).unflatten(-1, (3, self.heads, -1))
-        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+    def forward(self, qkv: Tensor, output_attentions: bool):
+        """`qkv` (batch, tokens, 3 widths) is the product of `self.qkv` with the normalised tokens,
+        which the layer computes in one with their norm."""
+        qkv = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        query, key, value = qkv.unbind(0)  # (batch, heads, tokens, head dim) each
         implementation = "eager" if output_attentions else self.config._attn_implementation
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention)
         dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
@@ -224,7 +223,8 @@ class SSSDLayer(GradientCheckpointingLayer):
     def forward(
         self, x: Tensor, seeds: Tensor | None = None, output_attentions: bool = False
     ) -> tuple[Tensor, Tensor | None]:
-        attended, weights = self.attention(x, self.norm1, output_attentions)
+        qkv = norm_linear(x, self.norm1, self.attention.qkv)
+        attended, weights = self.attention(qkv, output_attentions)
         x = x + self._branch(attended, seeds, 0)
         return x + self._branch(norm_mlp(x, self.norm2, self.mlp), seeds, 1), weights
 
@@ -277,6 +277,9 @@ class SSSDPreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
+    # the losses are means over a batch; for its **kwargs Trainer would else take the model for one
+    # that divides by `num_items_in_batch`, and would add up part batches and processes
+    accepts_loss_kwargs = False
     _no_split_modules = ["SSSDEmbeddings", "SSSDLayer"]
     _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
     _frozen: tuple[str, ...] = ()  # parts of the names of parameters that are not trained

@@ -19,6 +19,7 @@ from sssd_hf import SSSDForImageClassification
 from sssd_hf.cli.app import answers, intake, markup, page, serving
 from sssd_hf.cli.app.intake import Limits, Place, Refused
 from sssd_hf.data.preparation import Preparation
+from sssd_hf.evaluation.calibration import apply_calibration
 from sssd_hf.evaluation.explanations import METHODS
 
 
@@ -174,16 +175,23 @@ def test_a_series_gets_one_calibrated_answer(demo, models, method):
     np.testing.assert_array_equal(found.decided, each[:, 1] >= CALIBRATION["threshold"])
     whole = each[:, 1].mean() if method == "mean" else each[:, 1].max()
     np.testing.assert_allclose(found.whole, [1 - whole, whole], atol=1e-5)
-    assert found.whole_decided == (whole >= CALIBRATION["threshold"])
+    assert found.whole_decided == (whole > 0.5)
     plain = answers.answer(demo.models[1].classifier, pixels, "mean")
     np.testing.assert_allclose(plain.probabilities, softmax_of(models / "plain", pixels, 1), 1e-4)
     assert plain.threshold is None
 
 
-def test_the_threshold_decides_and_not_the_larger_probability():
-    probabilities = np.array([[0.65, 0.35], [0.75, 0.25]])
-    assert answers.decide(probabilities, CALIBRATION).tolist() == [1, 0]
-    assert answers.decide(probabilities, None).tolist() == [0, 0]
+@pytest.mark.parametrize(("count", "answer"), [(1, 1), (2, 0)])
+def test_the_threshold_decides_of_single_images_alone(demo, count, answer, tmp_path):
+    """As predict.py has it, with and without --aggregate_by."""
+    classifier = demo.models[0].classifier
+    probabilities = np.array([[0.65, 0.35], [0.65, 0.35]])[:count]
+    decided = apply_calibration(probabilities, {**CALIBRATION, "temperature": 1.0})[1]
+    found = answers.of_whole(classifier, probabilities, decided, "mean")
+    assert decided.tolist() == [1] * count, "the threshold is below"
+    assert found.whole_decided == answer
+    text = markup.rule_of(found, count > 1)
+    assert ("most probable class wins" in text) == (count > 1)
 
 
 def test_the_most_probable_slices_are_shown_in_their_order():
@@ -356,7 +364,7 @@ def test_a_name_is_no_formula_of_a_spreadsheet():
 # ---------------------------------------------------------------------- serving
 
 
-def asked(path):
+def asked(path, server="127.0.0.1", **told):
     """(status, headers) of a request for `path` to the middleware before an app that has all."""
     sent = []
 
@@ -366,7 +374,11 @@ def asked(path):
     async def send(message):
         sent.append(message)
 
-    scope = {"type": "http", "path": path, "root_path": ""}
+    headers = {"host": "127.0.0.1:7860", **told}
+    scope = {
+        "type": "http", "path": path, "root_path": "", "server": (server, 7860),
+        "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
+    }  # fmt: skip
     asyncio.run(serving.OnlyThePage(app)(scope, None, send))
     return sent[0]["status"], dict(sent[0]["headers"])
 
@@ -388,3 +400,24 @@ def test_the_page_is_served_and_may_ask_no_other_host(path):
     status, headers = asked(path)
     assert status == 200
     assert b"default-src 'self'" in headers[b"content-security-policy"]
+
+
+@pytest.mark.parametrize(
+    ("server", "told", "status"),
+    [
+        ("127.0.0.1", {}, 200),
+        ("127.0.0.1", {"origin": "http://127.0.0.1:7860"}, 200),
+        ("127.0.0.1", {"host": "localhost:7860", "origin": "http://localhost:7860"}, 200),
+        ("::1", {"host": "[::1]:7860", "origin": "http://[::1]:7860"}, 200),
+        ("127.0.0.1", {"origin": "https://evil.example"}, 403),
+        ("127.0.0.1", {"origin": "http://127.0.0.1:8888"}, 403),  # another program's page
+        ("127.0.0.1", {"origin": "null"}, 403),  # a page in a sandbox
+        ("127.0.0.1", {"host": "evil.example", "origin": "http://evil.example"}, 403),
+        ("127.0.0.1", {"host": "evil.example:7860"}, 403),
+        ("10.0.0.5", {"host": "ward-pc:7860", "origin": "http://ward-pc:7860"}, 200),
+        ("10.0.0.5", {"host": "ward-pc:7860", "origin": "https://evil.example"}, 403),
+    ],
+)
+def test_pages_of_others_are_not_answered(server, told, status):
+    """Of another site in the same browser; of a name that was made to point here."""
+    assert asked("/gradio_api/upload", server, **told)[0] == status

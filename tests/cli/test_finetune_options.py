@@ -124,6 +124,12 @@ def test_balanced_sampling_shows_every_class_equally_often(images, tmp_path, mon
         shown.clear()
 
 
+def test_rare_classes_are_made_up_for_once(images, tmp_path):
+    options = ["--balanced_sampling", "true", "--class_weights", "balanced"]
+    with pytest.raises(ValueError, match="give one of them"):
+        run(finetune, images, tmp_path / "twice", *options, steps=1)
+
+
 def test_a_frozen_encoder_stays_as_it_was(images, pretrained, tmp_path):
     before = weights(pretrained)
     options = ["--model_name_or_path", pretrained, "--learning_rate", "1e-2"]

@@ -157,6 +157,7 @@ def test_collapse_is_said_once(caplog):
     assert "0.049" in message
     assert "0.5" in message
     assert "--distillation_weight" in message
+    assert not warnings_of(caplog, [0.3, math.nan, 0.2, math.nan]), "a batch of one image"
     (message,) = warnings_of(caplog, [5e-5, 0.0])
     assert "step 1: " in message, "from the start"
 

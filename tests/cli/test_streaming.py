@@ -151,6 +151,8 @@ def test_what_is_held_out_of_a_hub_data_set(folders, tmp_path):
     assert held_out.labels.tolist() == [i % 2 for i in range(HELD_OUT)]
     assert held_out.rows.tolist() == list(range(HELD_OUT))
     few = hold_out(data, preparation, count=4)
+    with pytest.raises(ValueError, match=r"its first 1 images, .* are all of one class"):
+        hold_out(data, preparation, num_classes=2, count=1)
     assert torch.equal(few.pixels, held_out.pixels[:4])
     options = ["--dataset_name", folders / "hub", "--validation_split", "validation"]
     records = train(pretrain, tmp_path / "pretrained", *options, "--eval_steps", "5")

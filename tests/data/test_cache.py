@@ -11,6 +11,7 @@ import sys
 import time
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from PIL import Image
@@ -312,6 +313,17 @@ def test_damage_is_noticed_and_mended(
     monkeypatch.setattr(cache_module, "decode_all", never)
     assert grey_values(decode(files, cache=cache)) == GREY
     assert not caplog.records
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="knows no file with holes")
+def test_a_set_larger_than_the_memory_is_mapped(tmp_path):
+    size = 2 * (psutil.virtual_memory().total + psutil.swap_memory().total)
+    with (tmp_path / "pixels.bin").open("wb") as file:
+        file.truncate(size - 1)
+        file.seek(size - 1)
+        file.write(b"\7")
+    pixels = store._mapped(tmp_path / "pixels.bin", size)
+    assert (len(pixels), pixels[0], pixels[-1]) == (size, 0, 7)
 
 
 def test_any_flipped_byte_of_the_manifest_is_harmless(files, home, caplog):

@@ -88,6 +88,27 @@ def test_own_tables(first):
     close(read(dataset)[0], (values - values.min()) / float(values.max() - values.min()) * 255)
 
 
+@pytest.mark.parametrize(
+    ("width", "function", "used"),
+    [
+        (0, None, False),
+        (0.5, None, False),
+        (1, None, True),
+        (0, "SIGMOID", False),
+        (0.5, "LINEAR_EXACT", True),
+        ([0, 400], None, False),
+    ],
+)
+def test_a_width_that_is_none_is_no_window(width, function, used):
+    values = ct_values()
+    dataset = dicom(values, WindowCenter=[0, 0] if isinstance(width, list) else 0)
+    dataset.WindowWidth, dataset.Modality = width, "MR"
+    if function:
+        dataset.VOILUTFunction = function
+    full = (values - values.min()) / float(values.max() - values.min()) * 255
+    close(read(dataset)[0], by_pydicom(dataset) if used else full)
+
+
 def test_without_any_window_the_range_of_values():
     stored = ct_values(seed=2)
     values = stored.astype(float)

@@ -134,6 +134,17 @@ def test_deep_images_are_scaled(name):
     np.testing.assert_array_equal(colour, np.asarray(image)[..., None].repeat(3, 2))
 
 
+@pytest.mark.parametrize("name", ["16.tif", "float.tif"])  # Pillow opens no other
+def test_white_is_zero_in_deep_images_too(name, tmp_path):
+    """As Pillow has it in those of 8 bits."""
+    values = DEEP[name][1]
+    data = encode(Image.fromarray(values), "TIFF", tiffinfo={262: 0})
+    assert Image.open(io.BytesIO(data)).tag_v2[262] == 0
+    found = np.asarray(load_image(data, 1))
+    assert np.array_equal(found.argmax(), values.argmin())
+    np.testing.assert_allclose(found, 255.0 - scaled(values), atol=1)
+
+
 @pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32])
 def test_constant_deep_image_is_black(dtype):
     data = encode(Image.fromarray(np.full((4, 5), 1234, dtype)), "TIFF")

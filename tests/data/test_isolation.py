@@ -85,7 +85,7 @@ def test_a_small_batch_is_shared_by_all_workers():
     assert [len(run) for run in isolation._runs(images * 100, 4)] == [16] * 400
     slices = [{"path": "a.nii", "frame": i} for i in range(40)]
     runs = list(isolation._runs([*images[:3], *slices], 32))
-    assert [len(run) for run in runs] == [1, 1, 1, 16, 16, 8]
+    assert [len(run) for run in runs] == [1, 1, 1, 40]
     assert [i for run in runs for i in run] == list(range(43))
 
 

@@ -8,7 +8,14 @@ import pytest
 import yaml
 
 from sssd_hf.cli.split_sources import file_source
-from sssd_hf.hub.clean import clean_command, clean_recipe, clean_results, clean_text, is_on_hub
+from sssd_hf.hub.clean import (
+    clean_command,
+    clean_recipe,
+    clean_results,
+    clean_text,
+    cleaned_file,
+    is_on_hub,
+)
 from sssd_hf.hub.publishing import log_refused, plan_files
 from sssd_hf.hub.remote_code import MODULES
 
@@ -232,3 +239,20 @@ def test_names_on_the_hub_stay(tmp_path, monkeypatch):
     assert not is_on_hub("runs/pretrained")  # a valid name, but nobody's model here
     recipe = {"pretrain": {"model_name_or_path": "facebook/vit-mae-base", "dataset_name": "a/b"}}
     assert clean_recipe(recipe) == recipe
+
+
+def test_what_a_model_is_loaded_by_is_published_as_it_is(tmp_path, monkeypatch):
+    """Whatever the user is called, and however classes are."""
+    monkeypatch.setattr("sssd_hf.hub.clean.user_names", lambda: ["sssd", "covid"])
+    config = {
+        "model_type": "sssd",
+        "id2label": {"0": "covid", "1": "T1.nii", "2": "normal.png"},
+        "label2id": {"covid": 0, "T1.nii": 1, "normal.png": 2},
+        "_name_or_path": "/home/sssd/runs/fine",
+        "calibration": {"fitted_on": "/home/sssd/val.csv"},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    cleaned = json.loads(cleaned_file(tmp_path / "config.json"))
+    for name in ("model_type", "id2label", "label2id"):
+        assert cleaned[name] == config[name]
+    assert "/home" not in json.dumps(cleaned)

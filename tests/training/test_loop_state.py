@@ -1,5 +1,6 @@
 """What the loop keeps and tells: checkpoints, signals, resuming, and the log."""
 
+import io
 import itertools
 import json
 import math
@@ -8,6 +9,7 @@ import signal
 import threading
 import time
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -24,10 +26,11 @@ from loop_runs import (
 )
 
 from sssd_hf.cli.batches import rank_batches
+from sssd_hf.training import log as log_module
 from sssd_hf.training.averaging import WeightAverage
 from sssd_hf.training.checkpoints import CheckpointError, Checkpoints, read_checkpoint
 from sssd_hf.training.log import Log
-from sssd_hf.training.loop import LoopSettings, train
+from sssd_hf.training.loop import LoopSettings, Stage, train
 from sssd_hf.training.signals import BrokenOff, Interrupted, StopSignals
 
 
@@ -231,6 +234,80 @@ def test_weights_that_are_not_finite_are_no_checkpoint(accelerator, tmp_path):
             checkpoints=checkpoints,
         )
     assert [folder.name for folder in checkpoints.found()] == ["step-00000002"]
+
+
+def test_nor_are_those_of_a_run_that_a_signal_ends_while_it_evaluates(accelerator, tmp_path):
+    stage, model = finetuning_stage(), classifier()
+
+    def evaluate(step, heed_signals):
+        with torch.no_grad():
+            model.classifier.bias[0] = math.nan
+        os.kill(os.getpid(), signal.SIGTERM)
+        return {}
+
+    stage.evaluate = evaluate
+    checkpoints = Checkpoints(tmp_path)
+    with pytest.raises(FloatingPointError, match="not finite after step 4"):
+        run(
+            *(accelerator, model, stage, LoopSettings(8, eval_steps=4), feed_of(8)),
+            checkpoints=checkpoints,
+        )
+    assert not checkpoints.found()
+
+
+@pytest.mark.parametrize("options", [{"every_minutes": 10}, {"every_steps": 100}, {}])
+def test_the_end_of_a_run_is_kept(options, accelerator, tmp_path, monkeypatch):
+    """What follows, a plot on a full disk, may fail; but not where there is little to lose."""
+    checkpoints = Checkpoints(tmp_path, **options)
+    for seconds, kept in ((30, []), (90, ["step-00000003"] if options else [])):
+        checkpoints._last = time.monotonic() - seconds
+        run(
+            *(accelerator, classifier(), finetuning_stage(), LoopSettings(3), feed_of(8)),
+            checkpoints=checkpoints,
+        )
+        assert [folder.name for folder in checkpoints.found()] == kept
+    if kept:
+        never = Stage(*5 * [pytest.fail])
+        _, result = run(
+            *(accelerator, classifier(), never, LoopSettings(3), feed_of(8)),
+            checkpoints=checkpoints,
+            resume="latest",
+        )
+        assert result["train_steps"] == 3
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
+def test_a_full_disk_costs_the_log_alone(accelerator, caplog):
+    records, _ = run(
+        *(accelerator, classifier(), finetuning_stage(), LoopSettings(3, logging_steps=1)),
+        *(feed_of(8), Path("/dev/full")),
+    )
+    assert [record["step"] for record in records] == [1, 2, 3]
+    assert caplog.text.count("/dev/full could not be written") == 1
+
+
+def test_a_line_of_the_log_is_whole_or_not_there(tmp_path, monkeypatch):
+    path, full = tmp_path / "metrics.jsonl", [False, True, False]
+
+    class Disk(io.FileIO):
+        def write(self, line):
+            return super().write(line[:5] if full.pop(0) else line)
+
+    monkeypatch.setattr(log_module, "open", lambda p, *_, **__: Disk(p, "ab"), raising=False)
+    log = Log(path)
+    for step in (1, 2, 3):
+        log.write({"step": step})
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 3]
+
+
+def test_a_value_that_is_not_known_is_no_part_of_a_mean(accelerator):
+    stage, records = finetuning_stage(), []
+    known = {1: 1.0, 2: math.nan, 3: 3.0, 4: math.nan}
+    stage.after_step = lambda step, sums: {"spread": torch.tensor(known[step])}
+    records, _ = run(
+        *(accelerator, classifier(), stage, LoopSettings(4, logging_steps=2), feed_of(8))
+    )
+    assert [record["spread"] for record in records if "spread" in record] == [1, 3]
 
 
 def test_log_is_json_lines(accelerator, tmp_path):

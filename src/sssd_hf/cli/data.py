@@ -185,6 +185,12 @@ def hold_out(
         labels = torch.cat([batch.labels for batch in batches]).to(device)
     elif num_classes is not None:
         raise ValueError(f"--validation_split {data.validation_split}: its images have no labels")
+    if num_classes is not None and len(labels.unique()) < 2:
+        raise ValueError(
+            f"--validation_split {data.validation_split}: its first {len(labels)} images, those "
+            "that are taken of a stream, are all of one class, so that nothing can be chosen by "
+            "them; expected several: shuffle its shards, or leave the option out."
+        )
     positions = torch.cat([batch.positions for batch in batches]).to(device)
     return Images(positions, labels, torch.cat([batch.pixels for batch in batches]))
 
@@ -316,7 +322,7 @@ def decode_split(
         if (marks != marks[0]).any():
             raise ValueError(
                 f"--skip_bad_files: the processes could read different numbers of {title} "
-                f"({', '.join(map(str, marks[:, 1].tolist()))}): start again, and if it stays so "
+                f"({', '.join(map(str, marks[:, 0].tolist()))}): start again, and if it stays so "
                 "remove the files named in bad_files.csv"
             )
     return images

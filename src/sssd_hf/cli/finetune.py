@@ -221,6 +221,11 @@ def run(arguments: tuple, accelerator: Accelerator) -> None:
         )
         rows = choose_rows(splits["train"], data_arguments.max_train_samples, training.seed)
         labels = dataset.select(rows)["label"][:]
+    if training.balanced_sampling and training.class_weights == "balanced":
+        raise ValueError(
+            "--class_weights balanced with --balanced_sampling true: each makes up for rare "
+            "classes, and together they do it twice; give one of them."
+        )
     weights = class_weights_of(training.class_weights, names, labels)
     model = build_model(model_arguments, training, names, weights)
     if training.freeze_encoder:

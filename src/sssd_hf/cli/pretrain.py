@@ -169,7 +169,7 @@ class CollapseMonitor:
 
     def __call__(self, record: dict[str, Any]) -> None:
         spread = record.get("target_std")
-        if spread is None or self.warned:
+        if spread is None or math.isnan(spread) or self.warned:  # NaN: of one image alone
             return
         self.largest = max(self.largest, spread)
         if spread < 0.1 * self.largest or spread < 1e-4:

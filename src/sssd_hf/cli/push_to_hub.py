@@ -42,7 +42,8 @@ def plain_form(folder: Path) -> Path:
     if "SSSDForImageClassification" not in (config.get("architectures") or []):
         return folder
     plain, results = folder / "plain", folder / "plain" / "all_results.json"
-    newest = max((folder / name).stat().st_mtime for name in ("config.json", "model.safetensors"))
+    files = [folder / "config.json", *folder.glob("model*.safetensors")]  # whole or in shards
+    newest = max(file.stat().st_mtime for file in files)
     if results.is_file() and results.stat().st_mtime > newest:
         return plain  # else every push would upload other results
     to = "vit" if config.get("pooling", "cls") == "cls" else "dinov2"

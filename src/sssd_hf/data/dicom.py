@@ -136,7 +136,7 @@ def _grey(name, dataset, stored, frame, windows):
         )
     if windows:
         channels = [apply_window(values, window) for window in windows]
-    elif luts.get("VOILUTSequence") or ("WindowCenter" in luts and "WindowWidth" in luts):
+    elif luts.get("VOILUTSequence") or _has_window(luts):
         channels = [_own_view(values, luts)]
     else:
         channels = [_full_range(values, padding, dataset.get("Modality") == "CT")]
@@ -146,6 +146,18 @@ def _grey(name, dataset, stored, frame, windows):
         if padding is not None:
             channel[padding] = 0
     return channels
+
+
+def _has_window(luts):
+    """Some exporters write 0 for "none". DICOM PS3.3, C.11.2.1.2 has the least widths."""
+    from pydicom.multival import MultiValue
+
+    if "WindowCenter" not in luts or "WindowWidth" not in luts:
+        return False
+    widths = luts.WindowWidth
+    width = widths[0] if isinstance(widths, MultiValue) else widths
+    linear = luts.get("VOILUTFunction", "LINEAR") in ("LINEAR", "", None)
+    return width >= 1 if linear else width > 0
 
 
 def _own_view(values, luts):

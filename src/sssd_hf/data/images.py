@@ -8,6 +8,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from .files import MAX_IMAGE_BYTES, MAX_PIXELS, ImageError, Source, check_bytes, open_source
 
 ALLOWED_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP")
+_PHOTOMETRIC = 262  # TIFF 6.0's PhotometricInterpretation
 
 
 def load_image(source: Source, num_channels: int) -> Image.Image:
@@ -69,9 +70,11 @@ def _decode(name, stream, mode):
                 "per frame (a volume into slices) and list each of them"
             )
         image.load()
+        # Pillow heeds it in images of 8 bits alone
+        white_is_zero = image.format == "TIFF" and image.tag_v2.get(_PHOTOMETRIC) == 0
         image = ImageOps.exif_transpose(image)
         if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-            image = _to_8_bit(name, image)
+            image = _to_8_bit(name, image, white_is_zero)
         image.info.pop("transparency", None)  # alpha is dropped anyway, and Pillow would warn
         image = image.convert(mode)
     image.info = {}
@@ -87,7 +90,7 @@ def _has_second_frame(image):
     return True
 
 
-def _to_8_bit(name, image):
+def _to_8_bit(name, image, white_is_zero):
     import numpy as np
 
     values = np.asarray(image).astype(np.float64)
@@ -96,6 +99,8 @@ def _to_8_bit(name, image):
             f"{name}: holds NaN or infinite values, expected finite ones: replace them by a number "
             "when the image is exported"
         )
+    if white_is_zero:
+        values = -values
     values -= values.min()
     span = values.max()
     if span > 0:

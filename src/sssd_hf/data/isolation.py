@@ -34,7 +34,7 @@ from .preparation import Preparation
 TIME_LIMIT = 60.0  # seconds for one image
 MEMORY_LIMIT = 4 * 2**30  # bytes of a child: the largest allowed volume or image, and its copies
 MAX_WORKERS = 32
-_RUN = 16  # sources that one child takes in a row: slices of a volume, which it then reads once
+_RUN = 16  # images that one child takes in a row; of a volume all slices: it reads the file once
 
 
 def decode_all(
@@ -220,7 +220,8 @@ def _runs(sources, workers):
     images that are no slices each worker gets some, also where a batch has few."""
     for volume, group in groupby(range(len(sources)), lambda i: _volume(sources[i])):
         indices = list(group)
-        length = _RUN if volume else max(1, min(_RUN, math.ceil(len(indices) / workers)))
+        share = max(1, min(_RUN, math.ceil(len(indices) / workers)))
+        length = len(indices) if volume else share
         for start in range(0, len(indices), length):
             yield range(indices[start], indices[min(start + length, len(indices)) - 1] + 1)
 

@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import os
+import warnings
 import zlib
 from collections.abc import Iterable, Sequence
 from contextlib import contextmanager
@@ -27,7 +28,7 @@ from .preparation import Preparation, Source
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1  # to be raised when the layout changes, or what `prepare_image` makes of a file
+FORMAT = 2  # to be raised when the layout changes, or what `prepare_image` makes of a file
 DECODERS = ("pillow", "pydicom", "nibabel")  # a new release may decode to other pixels
 CHUNK = 64 << 20  # bytes read at a time
 
@@ -240,13 +241,24 @@ def read_store(
             raise ValueError(f"pixels.bin has {path.stat().st_size} bytes, expected {size}")
         if _checksum_of_file(path, progress) != facts["crc32"]:
             raise ValueError("pixels.bin does not match its checksum")
-        pixels = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
+        pixels = _mapped(path, size)
     except (OSError, ValueError, KeyError, TypeError, IndexError, RuntimeError) as error:
         logger.log(
             level, "the decoded images in %s are damaged (%s): decoding again", folder, error
         )
         return None
     return pixels.view(count, *shape), bad
+
+
+def _mapped(path: Path, size: int) -> torch.Tensor:
+    """The file's bytes, read as they are needed. For reading alone: of a private mapping that can
+    be written to, Linux wants as much free memory as it could take, and such a set may be larger.
+    """
+    if not size:
+        return torch.empty(0, dtype=torch.uint8)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*not writable")
+        return torch.from_numpy(np.memmap(path, np.uint8, "r", shape=(size,)))
 
 
 def _checksum_of_file(path: Path, progress: bool) -> int:

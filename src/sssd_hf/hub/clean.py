@@ -88,6 +88,12 @@ def is_on_hub(name: str, kind: str = "model") -> bool:
         return False
 
 
+# fields by which a checkpoint is loaded: a user called sssd, or a class called T1.nii, stays there
+READ_BY_CODE = (
+    "model_type", "architectures", "auto_map", "id2label", "label2id", "image_processor_type",
+)  # fmt: skip
+
+
 def clean_text(text: str) -> str:
     """`text` without paths, names of files of data, and the user's name. A relative path without a
     known suffix stays: it may be a name on the Hub, or two words."""
@@ -189,4 +195,6 @@ def cleaned_file(path: Path) -> bytes | None:
         cleaned = clean_recipe(value)
         return None if cleaned == value else yaml.safe_dump(cleaned, sort_keys=False).encode()
     cleaned = clean_results(value) if path.name == "all_results.json" else clean_value(value)
+    if path.name in ("config.json", "preprocessor_config.json"):
+        cleaned |= {name: value[name] for name in READ_BY_CODE if name in value}
     return None if cleaned == value else (json.dumps(cleaned, indent=2) + "\n").encode()

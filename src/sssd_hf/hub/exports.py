@@ -191,16 +191,8 @@ def export_vit_mae(model: SSSDForPreTraining, folder: Path) -> None:
     Raises:
         ValueError: the image or patch is not square.
     """
-    config = model.config
-    if any(len(set(as_pair(size))) > 1 for size in (config.image_size, config.patch_size)):
-        raise ValueError(
-            f"--to vit_mae: image_size={config.image_size} with patch_size={config.patch_size}: "
-            "the stock class holds square images and patches alone. Keep the checkpoint as it is."
-        )
-    fields = config_to_stock(config.to_dict(), "vit_mae")
-    for name in ("image_size", "patch_size"):
-        fields[name] = as_pair(fields[name])[0]
-    target = ViTMAEConfig(**fields, **_marks(config))
+    fields = config_to_stock(model.config.to_dict(), "vit_mae")
+    target = ViTMAEConfig(**fields, **_marks(model.config))
     _save(target, to_stock(model.state_dict(), "old"), folder, "ViTMAEForPreTraining")
 
 

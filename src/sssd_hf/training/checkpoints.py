@@ -62,6 +62,11 @@ class Checkpoints:
         nor is a full disk to be tried at every step."""
         self._last = time.monotonic()
 
+    def due_at_end(self) -> bool:
+        """Where a minute's work or more would be lost."""
+        asked_for = self.every_steps > 0 or self.every_minutes > 0
+        return asked_for and time.monotonic() - self._last > 60
+
     def due_by_step(self, step: int) -> bool:
         return self.every_steps > 0 and step % self.every_steps == 0
 

@@ -180,8 +180,8 @@ class StreamFeed:
         return StepDraws(parts, [True] * len(parts), self.global_batch, epoch)
 
     def global_draw(self, step: int) -> Draw:
-        """This process's positions of a step lately read."""
-        index = dict(self.recent)[step]
+        """This process's positions of a step lately read; none of one long ago."""
+        index = dict(self.recent).get(step, torch.empty(0, dtype=torch.int64))
         return Draw(index, torch.zeros_like(index))
 
     def state(self) -> dict:

@@ -1,11 +1,16 @@
 """What a run writes down as it goes."""
 
+import errno
 import json
+import logging
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+logger = logging.getLogger("sssd_hf")
 
 
 @dataclass
@@ -17,19 +22,35 @@ class Log:
     last: dict[str, Any] = field(default_factory=dict)
     tracker: Callable[[dict, int], None] | None = None
     watch: Callable[[dict], None] | None = None
+    failed: bool = False
 
     def write(self, record: dict[str, Any]) -> None:
         # JSON knows neither NaN nor infinity
         record = {k: None if v is None or not math.isfinite(v) else v for k, v in record.items()}
         self.last |= record
         if self.path:
-            with open(self.path, "a") as file:
-                file.write(json.dumps(record) + "\n")
+            self._append(self.path, json.dumps(record).encode() + b"\n")
         if self.watch:
             self.watch(record)
         if self.tracker:
             numbers = {k: v for k, v in record.items() if k != "step" and v is not None}
             self.tracker(numbers, step=record["step"])
+
+    def _append(self, path: Path, line: bytes) -> None:
+        """A whole line or, on a full disk, none of it: the run is worth more than its log."""
+        try:
+            with open(path, "ab", buffering=0) as file:
+                end = file.seek(0, os.SEEK_END)
+                try:
+                    if file.write(line) != len(line):
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                except OSError:
+                    file.truncate(end)
+                    raise
+        except OSError as error:
+            if not self.failed:
+                logger.error(f"{path} could not be written ({error}); the run goes on without it")
+            self.failed = True
 
     def rewind(self, step: int) -> None:
         """Take back what an interrupted run wrote after the step it goes on from."""

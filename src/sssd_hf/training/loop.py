@@ -129,6 +129,7 @@ def train(
 
     def keep(must: bool) -> None:
         _fetch(accelerator, waiting, progress, feed, stage, checkpoints)
+        _check_weights(accelerator, plain, progress.step, feed, stage, checkpoints)
         state = collect_state(accelerator, plain, optimizer, feed, stage, average, progress)
         _save(accelerator, checkpoints, progress.step, *state, options, must)
 
@@ -215,6 +216,8 @@ def train(
                 f"{progress.step} of {settings.total_steps}; the state is saved: the same "
                 "command with --resume_from_checkpoint latest goes on from here"
             )
+        if checkpoints and _any_process(accelerator, checkpoints.due_at_end()):
+            keep(must=False)  # what follows, the last predictions and plots, may fail
     if progress.ended_early and progress.step < settings.total_steps:
         logger.info(f"ended early after step {progress.step}: the metric no longer improves")
     return {
@@ -269,6 +272,11 @@ def _agreed(accelerator, flags: deque, wishes: list[bool]) -> tuple[bool, bool]:
     return stop > 0, save > 0
 
 
+def _any_process(accelerator, wish: bool) -> bool:
+    mine = torch.tensor(float(wish), device=accelerator.device)
+    return accelerator.reduce(mine, "sum").item() > 0
+
+
 def _fetch(accelerator, waiting, progress, feed, stage, checkpoints) -> None:
     """The logged values of the steps since the last call, as numbers: here the host waits for
     the device. A step's losses are summed over processes.
@@ -316,7 +324,9 @@ def _diverged(what, step, feed, stage, checkpoints) -> FloatingPointError:
 
 
 def _means(rows: list[dict[str, float]]) -> dict[str, float]:
-    return {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]}
+    """NaN, a step's value that is not known, does not count."""
+    known = {key: [row[key] for row in rows if not math.isnan(row[key])] for key in rows[0]}
+    return {key: sum(many) / len(many) if many else math.nan for key, many in known.items()}
 
 
 def _save(accelerator, checkpoints, step, tensors, values, options, must) -> None:

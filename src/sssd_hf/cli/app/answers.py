@@ -124,13 +124,6 @@ def as_images(pixels: np.ndarray) -> Images:
     return Images(torch.arange(len(pixels)), None, torch.from_numpy(pixels))
 
 
-def decide(probabilities: np.ndarray, calibration: dict[str, Any] | None) -> np.ndarray:
-    """(images,) classes of calibrated probabilities (images, classes), at the threshold where there
-    is one."""
-    threshold = calibration["threshold"] if calibration else None
-    return apply_calibration(probabilities, {"temperature": 1.0, "threshold": threshold})[1]
-
-
 def answer(classifier: Classifier, pixels: np.ndarray, method: str) -> Answer:
     """Of one case: its images together, by `evaluation.aggregation`'s `method`.
 
@@ -149,13 +142,10 @@ def of_whole(
     # one image is its own answer; max and noisy_or of several classes would rescale it
     whole = probabilities if len(groups) == 1 else aggregate(probabilities, groups, method)[1]
     calibration = classifier.calibration
+    # the threshold is one of single images; predict.py --aggregate_by decides alike
+    chosen = decided[0] if len(groups) == 1 else whole[0].argmax()
     return Answer(
-        classifier.label_names,
-        probabilities,
-        decided,
-        whole[0],
-        int(decide(whole, calibration)[0]),
-        calibration,
+        classifier.label_names, probabilities, decided, whole[0], int(chosen), calibration
     )
 
 

@@ -94,7 +94,7 @@ def _of_what(places: Sequence[Place], method: str) -> str:
 
 
 def _tick(answer: Answer, index: int) -> str:
-    if index != 1 or answer.threshold is None:
+    if index != 1 or answer.threshold is None or len(answer.probabilities) > 1:
         return ""
     place = 100 * min(answer.threshold, 1)
     return f'<em style="left:{place:.2f}%" title="from {percent(answer.threshold)} on"></em>'
@@ -108,11 +108,14 @@ def rule_of(answer: Answer, several: bool) -> str:
     text = f"Calibrated on {calibration['fitted_on']}. "
     if answer.threshold is None:
         return text + "The most probable class wins."
-    text += (
-        f"Counts as {answer.labels[1]} from {percent(answer.threshold)} on "
-        f"(rule {calibration['rule']}, chosen on the same images"
+    threshold, rule = percent(answer.threshold), calibration["rule"]
+    if several:  # as predict.py --aggregate_by has it
+        text += "Of the series the most probable class wins. A slice by itself counts"
+    else:
+        text += "Counts"
+    return (
+        f"{text} as {answer.labels[1]} from {threshold} on (rule {rule}, chosen on single images)."
     )
-    return text + (", one at a time, not on series)." if several else ").")
 
 
 def curve(answer: Answer, places: Sequence[Place]) -> str:

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 GRADIO = "6.31.0"  # the release that the demo was made with
 # The paths that the page itself asks for. Gradio has more: for files of the server, as a proxy of
@@ -32,6 +33,9 @@ HEADERS = {
 }
 
 
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
 class OnlyThePage:
     """ASGI middleware: what is not in `SERVED` does not exist, and the browser is told to ask no
     other host."""
@@ -42,11 +46,11 @@ class OnlyThePage:
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
+        if not _from_this_page(scope):
+            return await _refuse(send, 403, b"Asked by another page")
         path = scope["path"].removeprefix(scope.get("root_path", "").rstrip("/"))
         if not SERVED.fullmatch(path) or ".." in path:
-            headers = [(b"content-type", b"text/plain")]
-            await send({"type": "http.response.start", "status": 404, "headers": headers})
-            return await send({"type": "http.response.body", "body": b"Not found"})
+            return await _refuse(send, 404, b"Not found")
 
         async def send_with_headers(message: dict[str, Any]) -> None:
             if message["type"] == "http.response.start":
@@ -55,6 +59,23 @@ class OnlyThePage:
             await send(message)
 
         return await self.app(scope, receive, send_with_headers)
+
+
+async def _refuse(send: Any, status: int, body: bytes) -> None:
+    headers = [(b"content-type", b"text/plain")]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+def _from_this_page(scope: dict[str, Any]) -> bool:
+    """Not from another site's page in the user's browser: one that posts here tells its own
+    Origin; one whose name has been made to point to this computer tells that name as Host."""
+    told = {name: value.decode("latin-1") for name, value in scope.get("headers", ())}
+    host, origin = told.get(b"host", ""), told.get(b"origin")
+    if origin is not None and urlsplit(origin).netloc != host:
+        return False
+    server = (scope.get("server") or ("",))[0]
+    return server not in LOOPBACK or urlsplit(f"//{host}").hostname in LOOPBACK
 
 
 def prepare_environment() -> None:
