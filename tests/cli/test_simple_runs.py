@@ -152,3 +152,18 @@ def test_a_study_has_baselines_beside_its_models(images, tmp_path):
     recipe.write_text(yaml.safe_dump(content, sort_keys=False))
     with pytest.raises(ValueError, match="no baseline 'oracle'; there are ridge"):
         start()
+
+
+@pytest.mark.parametrize("kind", ["ridge", "nearest_neighbor", "file_facts"])
+def test_a_class_without_training_images_has_its_column(kind, tmp_path):
+    """And no share: the columns are those of all names, "never" the second of them."""
+    write_set(tmp_path)
+    table = (tmp_path / "metadata.csv").read_text() + "\n"
+    table = table.replace(",up,", ",upward,").replace("\r", "")
+    Image.new("L", (32, 32)).save(tmp_path / "other.png")
+    (tmp_path / "metadata.csv").write_text(table + "other.png,never,Else,unused\n")
+    found = run_simple(kind, words(tmp_path, tmp_path / "out"))
+    assert found["labels"] == ["down", "never", "upward"]
+    assert found["probabilities"].shape == (16, 3)
+    assert not found["probabilities"][:, 1].any()
+    assert np.mean(found["probabilities"].argmax(1) == found["truth"]) == 1.0

@@ -126,3 +126,19 @@ def test_without_a_run_of_the_method_there_is_no_card(study):
     _, summary, recipe = study
     with pytest.raises(ValueError, match="scans: there is no record of better"):
         study_card({**summary, "main": "better"}, recipe)
+
+
+def test_models_that_choose_by_validation_stand_beside_baselines_without(tmp_path):
+    """And data that changed between two runs are still noticed."""
+    hardware = {"name": "fast"}
+    for seed in range(3):
+        baseline = {**record("other", seed, 0.1, hardware), "options": {"baseline": {}}}
+        for each, images in ((record("ours", seed, 0.4, hardware), 200), (baseline, 170)):
+            place = tmp_path / "scans" / each["variant"] / f"cut-seed_{seed}.json"
+            write_record(place, {**each, "num_train_images": images})
+    rows = summarise_study(tmp_path, "scans", PLAN)["protocols"][0]["rows"]
+    assert [row["runs"] for row in rows] == [3, 3]
+    place = tmp_path / "scans" / "ours" / "cut-seed_2.json"
+    write_record(place, {**record("ours", 2, 0.4, hardware), "num_train_images": 199})
+    with pytest.raises(ValueError, match="the data were changed"):
+        summarise_study(tmp_path, "scans", PLAN)

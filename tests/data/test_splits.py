@@ -426,3 +426,16 @@ def test_names_that_are_not_unique(tmp_path):
     dataset = datasets.Dataset.from_dict({"file_name": ["a", "a"]})
     with pytest.raises(ValueError, match="names images twice, 'a'"):
         write_splits(tmp_path / "splits.json", dataset, {"train": [0]}, {})
+
+
+@pytest.mark.parametrize("group", [None, "patient"])
+def test_which_class_is_positive_moves_no_cut(group):
+    """`--positive_label` puts its class last: the audit's cut, made without it, is the same."""
+    labels = [0, 1, 1, 0, 1, 0, 0, 1] * 6
+    patients = [f"p{i // 2}" for i in range(len(labels))]
+    first = build(labels, patient=patients)
+    turned = build(labels, patient=patients).remove_columns("label")
+    feature = datasets.ClassLabel(names=["class1", "class0"])
+    turned = turned.add_column("label", [1 - label for label in labels], feature=feature)
+    cuts = [make_splits(data, seed=3, group_column_name=group) for data in (first, turned)]
+    assert cuts[0] == cuts[1]

@@ -104,3 +104,15 @@ def test_what_is_wrong_is_said(values, options, message):
     labels, probabilities, _ = case()
     with pytest.raises(ValueError, match=message):
         subgroup_metrics(labels, probabilities, values, **options)
+
+
+def test_values_that_lack_a_class_are_not_compared():
+    """A mean over classes is a sensitivity where all are ill: all at one site are called so."""
+    labels = np.array([1] * 20 + [0, 1] * 20)
+    site = np.array(["A"] * 20 + ["B"] * 20 + ["C"] * 20)
+    score = np.concatenate([np.full(20, 0.2), np.full(20, 0.9), 0.1 + 0.8 * labels[40:]])
+    found = subgroup_metrics(
+        labels, np.stack([1 - score, score], axis=1), site, num_resamples=20, minimum=5
+    )
+    assert found["subgroups"]["A"]["metrics"]["balanced_accuracy"] == 0
+    assert found["worst"]["value"] == "B"

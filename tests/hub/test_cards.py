@@ -121,7 +121,7 @@ def test_the_figures_are_those_measured_with_interval_and_protocol(folders):
 
 @pytest.mark.parametrize(
     ("shared", "column", "kept"),
-    [(0, "official_split", "images with the same patient"), (None, None, "images with the same"),
+    [(0, "official_split", "images with the same patient"), (None, None, "not checked of images"),
      (5, "official_split", "not images with the same"), (None, "cut", "not checked of images")],
 )  # fmt: skip
 def test_what_a_split_column_keeps_together_is_not_taken_on_trust(folders, shared, column, kept):

@@ -59,6 +59,7 @@ def main(argv: list[str] | None = None) -> int:
         "data": data.data_dir or data.dataset_name,
         "split_column": data.split_column,
         "group_column_name": data.group_column_name,
+        "test_images_digest": common.digest_of(dataset.select(splits["test"])["file_name"][:]),
         "images": {part: dict(counts) for part, counts in count_classes(catalogue).items()},
         "findings": [one.to_dict() for one in findings],
         "shortcuts": probes,

@@ -1,5 +1,6 @@
 """What the scripts share: data to tensors, the accelerator, saving."""
 
+import hashlib
 import importlib.util
 import json
 import logging
@@ -316,6 +317,12 @@ def save_run(
     }
     pretrained_on = rows_pretrained_on(start, dataset, splits.get("test", []))
     write_splits(output / "splits.json", dataset, splits, how, pretrained_on)
+
+
+def digest_of(file_names: list[str]) -> str:
+    """The same for the same file names in any order: 16 hexadecimal digits."""
+    text = "\n".join(sorted(file_names)).encode("utf-8", errors="surrogateescape")
+    return hashlib.sha256(text).hexdigest()[:16]
 
 
 def hardware(accelerator: Accelerator) -> dict[str, Any]:

@@ -8,7 +8,6 @@ evaluates on all images, such as those of another hospital. Each reading of a te
 the model's folder (evaluations.jsonl).
 """
 
-import hashlib
 import json
 import logging
 import time
@@ -98,7 +97,7 @@ def read_predictions(folder: Path, names: list[str], file_names: list[str], labe
     return table[columns].to_numpy(dtype=np.float64)
 
 
-def note_reading(model: str, results: dict[str, Any], file_names: list[str]) -> int | None:
+def note_reading(model: str, results: dict[str, Any]) -> int | None:
     """Note in the model's folder that these test images were read; how often they were, this time
     included, or None for a model on the Hub or in a folder that can't be written to."""
     path = Path(model) / "evaluations.jsonl"
@@ -109,7 +108,7 @@ def note_reading(model: str, results: dict[str, Any], file_names: list[str]) -> 
         **{name: results[name] for name in ("split_column", "test_split", "num_test_images")},
         **{name: results[name] for name in ("accuracy", "roc_auc")},
         # what the images are called tells data sets apart, whose splits have the same names
-        "images": digest_of(file_names),
+        "images": results["test_images_digest"],
     }
     try:
         with open(path, "a", encoding="utf-8") as file:
@@ -121,16 +120,11 @@ def note_reading(model: str, results: dict[str, Any], file_names: list[str]) -> 
     return sum(line.get("images") == record["images"] for line in lines)
 
 
-def digest_of(file_names: list[str]) -> str:
-    """The same for the same file names in any order: 16 hexadecimal digits."""
-    text = "\n".join(sorted(file_names)).encode("utf-8", errors="surrogateescape")
-    return hashlib.sha256(text).hexdigest()[:16]
-
-
 def print_summary(results: dict[str, Any]) -> None:
     for name in SHOWN:
         low, high = results["intervals"][name]
-        print(f"{name:18s} {results[name]:.3f}  (95 % interval {low:.3f} to {high:.3f})")
+        interval = f"95 % interval {low:.3f} to {high:.3f}" if low < high else "no interval"
+        print(f"{name:18s} {results[name]:.3f}  ({interval})")
     point, whole = results["operating_point"], results["aggregated"]
     if point:
         values = point["metrics"]
@@ -186,6 +180,7 @@ def main(argv: list[str] | None = None) -> int:
             "counts as the positive class here, as in its training"
         )
     rows, source = rows_to_evaluate(dataset, data_arguments, checkpoint, arguments.other_data)
+    digest = common.digest_of(dataset.select(rows)["file_name"][:])
     columns = [c.strip() for c in arguments.subgroup_columns.split(",") if c.strip()]
     for column in columns:
         column_of(dataset, rows, column, "--subgroup_columns")  # before the work
@@ -235,6 +230,10 @@ def main(argv: list[str] | None = None) -> int:
         "num_test_images_seen": num_seen,
         "num_test_images_pretrained_on": num_pretrained,
         "num_test_groups": None if groups is None else len(set(groups)),
+        "num_test_groups_by_class": None
+        if groups is None
+        else {name: len(set(groups[labels == i])) for i, name in enumerate(known)},
+        "test_images_digest": digest,
         "group_column_name": data_arguments.group_column_name,
         "num_groups_shared_with_training": num_shared,
         "other_data": arguments.other_data,
@@ -248,7 +247,7 @@ def main(argv: list[str] | None = None) -> int:
         "command": command_line("evaluate", argv),
         "versions": common.versions(),
     }
-    results["times_test_was_read"] = note_reading(checkpoint, results, file_names)
+    results["times_test_was_read"] = note_reading(checkpoint, results)
     output.mkdir(parents=True, exist_ok=True)
     write_predictions(output, file_names, labels, probabilities, groups, known, calibration)
     if arguments.report:

@@ -1,6 +1,7 @@
 """The end of a protocol: predictions of all runs, pooled figures, comparison, ensemble."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,10 @@ def write_results(output: Path, runs: list[Run], dataset: Any, options: Options)
     protocol = options.protocol
     tables = [read_run(output / run.name / "evaluate" / "predictions.csv") for run in runs]
     names = label_names(output / runs[0].name / "finetune")
-    table = write_table(output / TABLE, runs, tables, dataset, options.data.group_column_name)
+    data = options.data
+    table = write_table(
+        output / TABLE, runs, tables, dataset, data.group_column_name, data.max_train_samples
+    )
     draws = draws_of(table, names)
     resampling = {"num_resamples": protocol.num_resamples, "seed": 0}
     kind = kind_of(options, runs)
@@ -123,13 +127,19 @@ def label_names(checkpoint: Path) -> list[str]:
 
 
 def write_table(
-    path: Path, runs: list[Run], tables: list[pd.DataFrame], dataset: Any, group_column: str | None
+    path: Path,
+    runs: list[Run],
+    tables: list[pd.DataFrame],
+    dataset: Any,
+    group_column: str | None,
+    most: int | None,
 ) -> pd.DataFrame:
-    """All predictions, each with its run, and how many images the run's model learned from."""
+    """All predictions, each with its run, and how many images the run's model learned from: of the
+    training split at `most` (--max_train_samples)."""
     rows = {name: row for row, name in enumerate(dataset["file_name"][:])}
     parts = []
     for run, part in zip(runs, tables, strict=True):
-        learned = len(run.splits["train"]) + len(run.splits["validation"])
+        learned = min(len(run.splits["train"]), most or sys.maxsize) + len(run.splits["validation"])
         marks = {"run": run.name, "split": run.split, "repeat": run.repeat, "seed": run.seed}
         columns: dict[str, Any] = {**marks, "num_train": learned, "file_name": part["file_name"]}
         if group_column is not None:

@@ -1,5 +1,6 @@
 """What the results of a protocol say: a table, and sentences on what it means."""
 
+import math
 import textwrap
 from typing import Any
 
@@ -90,6 +91,12 @@ def in_words(results: dict[str, Any], runs: list[Run], options: Options) -> list
             f"The pooled interval says how far the figure may be off because other {tested} might "
             f"have come{warning}; it does not know how much trainings differ."
         )
+    if results["pooled"] and kind == "cross-validation":
+        texts.append(
+            "Pooled ROC AUC, average precision and calibration rank the scores of different folds' "
+            "models against each other: they fall where these are of different scale, which the "
+            "mean of splits does not feel."
+        )
     if len({run.split for run in runs}) > 1:
         texts.append(
             "The interval of the mean of splits is the corrected resampled t interval (Nadeau and "
@@ -132,6 +139,11 @@ def comparison_words(comparison: dict[str, Any]) -> str:
     if name is None:
         return f"Compared with {comparison['with']} on one split: see the pooled differences."
     test = tests[name]
+    if math.isnan(test["p"]):
+        return (
+            f"Compared with {comparison['with']} by {name}: {test['mean']:+.3f} on every split. "
+            "How far that may be off cannot be estimated from equal differences."
+        )
     better = test["mean"] > 0
     clear = test["low"] > 0 or test["high"] < 0
     verdict = f"this is {'better' if better else 'worse'}" if clear else "no difference is shown"

@@ -43,7 +43,15 @@ def by_thumbnails(kind: str, dataset: Any, splits: Splits) -> np.ndarray:
         decode_split(dataset, splits[part], Preparation((64, 64)), title=f"{part} images")
         for part in ("train", "test")
     )
-    return softmax(thumbnail_scores(train.pixels, train.labels, test.pixels)[kind], axis=1)
+    shares = softmax(thumbnail_scores(train.pixels, train.labels, test.pixels)[kind], axis=1)
+    return _of_all_classes(shares, train.labels, dataset)
+
+
+def _of_all_classes(shares: np.ndarray, labels: Any, dataset: Any) -> np.ndarray:
+    """(images, classes of the data) from (images, classes of the training `labels`)."""
+    whole = np.zeros((len(shares), len(require_labels(dataset))))
+    whole[:, np.unique(labels)] = shares
+    return whole
 
 
 def by_file_facts(dataset: Any, splits: Splits) -> np.ndarray:
@@ -59,8 +67,9 @@ def by_file_facts(dataset: Any, splits: Splits) -> np.ndarray:
         raise ValueError(f"{next(iter(found.errors.values()))} See scripts/audit.py.")
     features, count = file_features(found.facts)[0], len(splits["train"])
     forest = RandomForestClassifier(200, min_samples_leaf=3, random_state=0)
-    forest.fit(features[:count], dataset.select(splits["train"])["label"][:])
-    return forest.predict_proba(features[count:])
+    labels = dataset.select(splits["train"])["label"][:]
+    forest.fit(features[:count], labels)
+    return _of_all_classes(forest.predict_proba(features[count:]), labels, dataset)
 
 
 class ResNet18(nn.Module):

@@ -72,12 +72,16 @@ def names_trained_on(splits: Path) -> set[str] | None:
     return {name for part in ("train", "validation") for name in stored.get(part) or []}
 
 
-def rows_pretrained_on(start: str | None, dataset: Any, test: list[int]) -> list[int]:
+def rows_pretrained_on(start: str | None, dataset: Any, test: list[int]) -> list[int] | None:
     """Test images that the checkpoint `start`, a folder, was trained on, by its splits.json, with a
-    warning: labels do not leak so, but what is new to the model are they not."""
-    stored = read_object(Path(start) / "splits.json") if start else None
-    if not stored or not test:
+    warning: labels do not leak so, but what is new to the model are they not. None where that is
+    not known: it has none (on the Hub), or what it started from itself has none."""
+    if not start or not test:
         return []
+    stored = read_object(Path(start) / "splits.json")
+    if not stored:
+        return None
+    unknown = stored.get("pretrained_on", []) is None
     known = {*(stored.get("train") or []), *(stored.get("pretrained_on") or [])}
     names = dataset.select(test)["file_name"][:]
     rows = [row for row, name in zip(test, names) if name in known]
@@ -88,14 +92,14 @@ def rows_pretrained_on(start: str | None, dataset: Any, test: list[int]) -> list
             "(unless these are other images called so by chance). For a test on images that are "
             "new to the model, pretrain with the splits of this run (--splits_file)."
         )
-    return rows
+    return None if unknown and not rows else rows
 
 
 def count_pretrained_on(splits: Path, dataset: Any, rows: list[int]) -> int | None:
     """How many of the images `rows` the model's pretraining learned from, as far as its splits.json
-    tells; None where there is none."""
+    tells; None where it does not."""
     stored = read_object(splits)
-    if stored is None:
+    if stored is None or stored.get("pretrained_on", []) is None:
         return None
     known = set(stored.get("pretrained_on") or [])
     return sum(name in known for name in dataset.select(rows)["file_name"][:])

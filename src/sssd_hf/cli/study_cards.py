@@ -109,10 +109,11 @@ def _results(data: str, rows: list[tuple[dict, dict]]) -> list[Any]:
 
 def _limits(rows: list[tuple[dict, dict]]) -> list[str]:
     limits = [
-        "Tested on images of the same collection alone.",
+        "The figures in the tables are on images of the same collection. What is known of another "
+        "one stands with the data.",
         "Not evaluated by subgroup: how the figures differ by age, sex, device or hospital is "
         "unknown.",
-        "Not calibrated: scores are not to be read as probabilities.",
+        "The figures are of scores as they are, which are not to be read as probabilities.",
     ]
     unfinished = [markdown(p["title"]) for p, row in rows if row["runs"] < row["planned"]]
     if unfinished:

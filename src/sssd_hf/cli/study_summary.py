@@ -54,18 +54,21 @@ def check_images(parts: dict[str, Records]) -> None:
         ValueError: two records of one split were not tested on the same images with the same
             labels, or not trained on as many: the data set has changed between them.
     """
-    seen: dict[str, tuple[str, tuple]] = {}
+    seen: dict[tuple[str, str], tuple[str, Any]] = {}
     for variant, records in parts.items():
         for (split, seed), record in records.items():
             tested = sorted(zip(record["images"], record["truth"]))
-            own = tested, record["labels"], record["num_train_images"]
-            first, found = seen.setdefault(split, (f"{variant}, seed {seed}", own))
-            if own != found:
-                raise ValueError(
-                    f"{split}: the records of {first} and {variant}, seed {seed} are of other "
-                    "images or labels: the data were changed between them. Delete the records of "
-                    "the older ones, so that the runs are done again."
-                )
+            # baselines do without validation images, which models choose by
+            learner = "baseline" if "baseline" in record["options"] else "model"
+            facts = {"tested": (tested, record["labels"]), learner: record["num_train_images"]}
+            for kind, own in facts.items():
+                first, found = seen.setdefault((split, kind), (f"{variant}, seed {seed}", own))
+                if own != found:
+                    raise ValueError(
+                        f"{split}: the records of {first} and {variant}, seed {seed} are of other "
+                        "images or labels: the data were changed between them. Delete the records "
+                        "of the older ones, so that the runs are done again."
+                    )
 
 
 def check_agreement(variant: str, records: Records) -> None:

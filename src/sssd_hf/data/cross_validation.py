@@ -5,7 +5,7 @@ import warnings
 from collections import Counter
 
 from sssd_hf.data.sources import column_texts
-from sssd_hf.data.splits import check_splits, cut_rows
+from sssd_hf.data.splits import check_splits, cut_rows, label_ranks
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ def fold_splits(
         train, validation = [rows[i] for i in inside], []
         if train_val_split:
             train, validation = cut_rows(
-                train, train_val_split, labels, groups, seed, "--train_val_split"
+                train, train_val_split, label_ranks(dataset), groups, seed, "--train_val_split"
             )
         split = {"train": train, "validation": validation, "test": [rows[i] for i in outside]}
         if not split["test"]:

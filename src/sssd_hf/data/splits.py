@@ -73,7 +73,7 @@ def make_splits(
             raise ValueError(f"{option} is {fraction}, expected a fraction from 0 to below 1")
     names = dataset["file_name"][:]
     rows = sorted(range(len(names)), key=names.__getitem__)
-    labels = dataset["label"][:] if "label" in dataset.column_names else [0] * len(rows)
+    labels = label_ranks(dataset) if "label" in dataset.column_names else [0] * len(rows)
     groups = None
     if group_column_name is not None:
         groups = column_texts(dataset, group_column_name, "--group_column_name")
@@ -103,6 +103,16 @@ def make_splits(
     if check:
         check_splits(dataset, splits, group_column_name)
     return splits
+
+
+def label_ranks(dataset) -> list[int]:
+    """Labels by the names of the classes: their order in the data set, in which --positive_label
+    is the last, must not move a cut."""
+    names = getattr(dataset.features["label"], "names", None)
+    if names is None:
+        return dataset["label"][:]
+    order = {names.index(name): rank for rank, name in enumerate(sorted(names))}
+    return [order[label] for label in dataset["label"][:]]
 
 
 def check_splits(dataset, splits: dict[str, list[int]], group_column_name=None) -> None:
@@ -287,19 +297,20 @@ def write_splits(
     dataset,
     splits: dict[str, list[int]],
     how: dict,
-    pretrained_on: Sequence[int] = (),
+    pretrained_on: Sequence[int] | None = (),
 ) -> None:
     """Write `{"how": how, "train": [file names], "validation": ..., "test": ...}` atomically.
 
     Args:
         how: what `splits` came from (options, seed), to be read by people; JSON values.
         pretrained_on: rows of test images that an earlier pretraining learned from, written as
-            "pretrained_on" where there are any.
+            "pretrained_on" where there are any; None (null): that is not known.
     """
     names = list(_rows_by_name(dataset))
     content = {"how": how, **{part: [names[row] for row in splits.get(part, [])] for part in PARTS}}
-    if pretrained_on:
-        content["pretrained_on"] = [names[row] for row in pretrained_on]
+    if pretrained_on is None or len(pretrained_on):
+        known = pretrained_on is not None
+        content["pretrained_on"] = [names[row] for row in pretrained_on] if known else None
     text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

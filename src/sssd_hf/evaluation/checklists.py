@@ -247,4 +247,9 @@ def _held_out(results) -> str:
             f"{pretrained} of {results['num_test_images']} test images were used in the training "
             "that this one started from"
         )
+    if results.get("num_test_images_pretrained_on") is None:
+        return (
+            "the test images were held out of this training; whether the checkpoint it started "
+            "from had seen them is not known"
+        )
     return "the test images were held out"

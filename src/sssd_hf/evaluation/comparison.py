@@ -112,10 +112,10 @@ def corrected_resampled_t_test(
     mean = float(differences.mean())
     spread = 0.0 if np.ptp(differences) == 0 else float(differences.std(ddof=1))
     error = math.sqrt(1 / count + test_train_ratio) * spread
-    if error == 0:
-        statistic = 0.0 if mean == 0 else math.copysign(math.inf, mean)
-    else:
-        statistic = mean / error
+    if error == 0 and mean != 0:  # of equal differences no spread can be estimated
+        unknown = dict.fromkeys(("low", "high", "t", "p"), math.nan)
+        return {"mean": mean, "degrees_of_freedom": count - 1, **unknown}
+    statistic = mean / error if error else 0.0
     half = float(student.ppf((1 + confidence) / 2, count - 1)) * error
     return {
         "mean": mean, "low": mean - half, "high": mean + half, "t": statistic,

@@ -27,6 +27,10 @@ def known(value) -> bool:
     return isinstance(value, (int, float)) and math.isfinite(value)
 
 
+NBSP = "\N{NO-BREAK SPACE}"
+FEW = 15  # patients of a class below which a bootstrap's 95 % interval of its share holds it rarer
+
+
 def number(value, digits: int = 3) -> str:
     return f"{value:.{digits}f}" if known(value) else "–"
 
@@ -37,9 +41,10 @@ def percent(value, digits: int = 1) -> str:
 
 
 def bounds(intervals, metric):
-    """(low, high) of a metric, or (None, None)."""
+    """(low, high) of a metric, or (None, None), also where it has no width: where all resamples
+    agree they tell nothing of other images."""
     low, high = (intervals or {}).get(metric) or (None, None)
-    return (low, high) if known(low) and known(high) else (None, None)
+    return (low, high) if known(low) and known(high) and low < high else (None, None)
 
 
 def percent_with_interval(values, intervals, metric) -> str:
@@ -85,7 +90,14 @@ def audit_fits(results: dict, audit: dict | None) -> bool:
         and results.get("test_split") != "all"
         and audit.get("split_column") == results.get("split_column")
         and (audit.get("shortcuts") or {}).get("part") == "test"
+        and same_test_images(results, audit)
     )
+
+
+def same_test_images(results: dict, audit: dict) -> bool:
+    """By the digests of their names, which files that older versions wrote do not have."""
+    digests = results.get("test_images_digest"), audit.get("test_images_digest")
+    return None in digests or digests[0] == digests[1]
 
 
 def key_figures(results: dict) -> list[tuple[str, str, str]]:
@@ -96,8 +108,10 @@ def key_figures(results: dict) -> list[tuple[str, str, str]]:
     point = results.get("operating_point")
     if point:
         values, intervals = point["metrics"], point["intervals"]
-    rows.append(("Sensitivity", percent, values, intervals, "recall"))
-    rows.append(("Specificity", percent, values, intervals, "specificity"))
+    # of several classes each against the rest: guessing has 1 / K and 1 - 1 / K
+    mean = ", mean over the classes" if len(results.get("labels") or []) > 2 else ""
+    rows.append((f"Sensitivity{mean}", percent, values, intervals, "recall"))
+    rows.append((f"Specificity{mean}", percent, values, intervals, "specificity"))
     figures = []
     for name, text, values, intervals, metric in rows:
         low, high = bounds(intervals, metric)
@@ -131,6 +145,12 @@ def _seen(results):
 
 def _pretrained_on(results):
     count = results.get("num_test_images_pretrained_on")
+    if count is None and results.get("num_test_images_seen") is not None:
+        text = (
+            "Whether the checkpoint that its training started from had seen test images is not "
+            "known: it has no record of what it was trained on here."
+        )
+        return Sentence("Seen before", text)
     if not count:
         return None
     text = (
@@ -197,10 +217,17 @@ def _interval(results):
     text = (
         "An interval says how far the figure would be expected to move with other "
         f"{unit_of(results) if results.get('num_test_groups') else 'images'} drawn in the same "
-        "way; the true value lies in 95 of 100 such intervals. It does not cover other hospitals, "
-        "scanners or times."
+        "way. It does not cover other hospitals, scanners or times."
     )
-    groups = results.get("num_test_groups")
+    groups, few = results.get("num_test_groups"), _fewest(results)
+    if not few or few[1] >= FEW:
+        text += " The true value lies in about 95 of 100 such intervals."
+    if few and not _has_width(results):
+        number = groups or results["num_test_images"]
+        text += (
+            f" Figures of 0 or 100{NBSP}% have none: what never happened in {number} may still "
+            f"happen in up to {percent(min(1, 3 / number), 0)} (the rule of three)."
+        )
     if not groups:
         text += (
             " Here images were taken as independent of each other: if patients have several "
@@ -208,7 +235,25 @@ def _interval(results):
         )
     elif groups < 30:
         text += f" With {groups} {unit_of(results)} it is itself rough."
-    return Sentence("What the intervals mean", text, grave=not groups)
+    if few and few[1] < FEW:
+        text += (
+            f" Only {few[1]} {unit_of(results) if groups else 'images'} are of {few[0]}: intervals "
+            "of what depends on them, sensitivity, specificity and ROC AUC, are often too narrow."
+        )
+    return Sentence("What the intervals mean", text, grave=not groups or bool(few and few[1] < FEW))
+
+
+def _fewest(results) -> tuple[str, int] | None:
+    """The class with the fewest patients (images, where these are not known), and how many."""
+    counts = results.get("num_test_groups_by_class") or class_counts(results)
+    present = {name: count for name, count in counts.items() if count}
+    return min(present.items(), key=lambda item: item[1]) if present else None
+
+
+def _has_width(results) -> bool:
+    intervals = results.get("intervals") or {}
+    pairs = [intervals.get(name) or (None, None) for name in ("accuracy", "recall", "specificity")]
+    return all(low < high for low, high in pairs if known(low) and known(high))
 
 
 def _groups(results):
@@ -220,13 +265,19 @@ def _groups(results):
         return Sentence(f"By {unit}", f"Not evaluated: {whole.get('reason', 'not known')}")
     text = (
         f"The images of each of {whole['count']} {unit} taken together ({whole['method']} of their "
-        f"probabilities): right for "
+        f"probabilities{_of_finding(results)}): right for "
         f"{percent_with_interval(whole['metrics'], whole.get('intervals'), 'accuracy')}"
     )
     if known(whole["metrics"].get("roc_auc")):
         auc = number_with_interval(whole["metrics"], whole.get("intervals"), "roc_auc")
         text += f", ROC AUC {auc}"
     return Sentence(f"By {unit}", text + ".")
+
+
+def _of_finding(results) -> str:
+    """ "max" and "noisy_or" look for one class, which without --positive_label is the last one."""
+    labels, method = results.get("labels") or [], results["aggregated"]["method"]
+    return f" of {labels[1]}" if method != "mean" and len(labels) == 2 else ""
 
 
 def _threshold(results):
@@ -237,13 +288,18 @@ def _threshold(results):
     values, intervals = point["metrics"], point.get("intervals")
     text = (
         f"Called {name} from a probability of {number(point['threshold'])} on (chosen on "
-        f"{point['fitted_on']} by the rule “{point['rule']}”, before the test), it finds "
+        f"{point['fitted_on']} by the rule “{point['rule']}”{_before(results)}), it finds "
         f"{percent_with_interval(values, intervals, 'recall')} of the images of {name} and leaves "
         f"{percent_with_interval(values, intervals, 'specificity')} of the others alone. Of those "
         f"called {name}, {percent(values.get('precision'))} are; at another share of {name} than "
         "in this test that figure is another."
     )
     return Sentence("At the threshold", text)
+
+
+def _before(results) -> str:
+    """Only where the tested images are known to be others than those that were fitted on."""
+    return ", before the test" if results.get("num_test_images_seen") == 0 else ""
 
 
 def _baselines(results, audit):

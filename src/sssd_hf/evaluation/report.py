@@ -237,7 +237,8 @@ def operating_point_table(results: dict) -> Table | None:
         f"Decisions at the threshold {number(point['threshold'])} for {name}",
         ["", "images", "95 % interval", ""],
         rows,
-        f"Chosen by the rule “{point['rule']}” on {point['fitted_on']}, not on the test.",
+        f"Chosen by the rule “{point['rule']}” on {point['fitted_on']}"
+        + (", not on the test." if results.get("num_test_images_seen") == 0 else "."),
     )
 
 
@@ -382,7 +383,8 @@ def _fitted_on(results):
 def _times(reads) -> str:
     if not known(reads):
         return "not known how often"
-    return "once, now" if reads == 1 else f"{reads} times, this one included"
+    often = "once, now" if reads == 1 else f"{reads} times, this one included"
+    return f"{often} (by this model; what others read is not known)"
 
 
 def training_tables(run: Run) -> list[Table]:

@@ -9,7 +9,7 @@ import struct
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sssd_hf.evaluation.plain_language import number
+from sssd_hf.evaluation.plain_language import number, same_test_images
 
 WIDE = 1.6  # width by height from which a figure takes the whole page
 # figures that others make: title, caption; the rest come with captions.json
@@ -129,6 +129,8 @@ class Run:
     def leakage_sentence(self) -> str:
         if self.audit is None:
             return "Not audited."
+        if not same_test_images(self.results, self.audit):
+            return "The audit at hand is of other test images: of another cut, or of other data."
         leaks = [one["text"] for one in self.audit.get("findings", []) if one["kind"] == "leakage"]
         return " ".join(["The audit found:", *leaks]) if leaks else "The audit found no leak."
 

@@ -104,10 +104,14 @@ def subgroup_metrics(
             ),
         }  # fmt: skip
 
+    # with a class missing, a mean over classes is of others than elsewhere
+    present = np.unique(labels).size
     compared = [
         name
         for name, row in subgroups.items()
-        if not row["small"] and not math.isnan(row["metrics"][metric])
+        if not row["small"]
+        and not math.isnan(row["metrics"][metric])
+        and np.count_nonzero(row["share_of_labels"]) == present
     ]
     worst = None
     if len(compared) > 1:

@@ -86,6 +86,8 @@ def interval_text(interval: Any, share: bool = False) -> str:
     """ "64.1 to 78.3", or "none"."""
     if not isinstance(interval, (list, tuple)) or len(interval) != 2 or None in interval:
         return "none"
+    if interval[0] == interval[1]:  # all resamples agree: they tell nothing of other images
+        return "none"
     low, high = (number(value, share).removesuffix(" %") for value in interval)
     return f"{low} to {high}" + (" %" if share else "")
 
@@ -94,6 +96,8 @@ def classes_meant(found: dict[str, Any], plain: bool = False) -> dict[str, str]:
     """Of which class the metrics of two classes are: the positive one need not be the disease.
     In Markdown, or `plain`."""
     labels = found.get("labels")
+    if isinstance(labels, list) and len(labels) > 2:
+        return dict.fromkeys(("recall", "specificity"), ", mean over the classes")
     if not isinstance(labels, list) or len(labels) != 2:
         return {}
     names = [clean_text(str(label)) for label in labels]
@@ -256,7 +260,8 @@ def operating_facts(found: dict[str, Any]) -> dict[str, Any]:
     rule, fitted = (markdown(clean_text(str(point.get(k)))) for k in ("rule", "fitted_on"))
     text = (
         f"Positive from a calibrated probability of {number(point.get('threshold'))} on (rule: "
-        f"{rule}; fitted on {fitted}, not on the test images)."
+        f"{rule}; fitted on {fitted}"
+        + (", not on the test images)." if found.get("num_test_images_seen") == 0 else ").")
     )
     keys = ("accuracy", "balanced_accuracy", "recall", "specificity", "precision", "f1")
     rows = metric_rows(found, point.get("metrics") or {}, point.get("intervals"), keys)

@@ -241,8 +241,8 @@ def groups_text(sources: Sources) -> str:
     shared = (sources.evaluation or {}).get("num_groups_shared_with_training")
     if shared:
         return f"not {named}: the given splits have some of them in several parts"
-    if shared is None and sources.recipe.get("split_column"):
-        return f"not checked of {named}: the splits were given with the data"
+    if shared is None:  # a column, or a file of splits, may cut them
+        return f"not checked of {named}: no test has looked for them in several parts"
     return named
 
 
@@ -256,6 +256,11 @@ def newness_limits(found: dict[str, Any]) -> list[str]:
     limits = []
     if found.get("num_test_images_seen") is None:
         limits.append("Whether the training had some of the tested images is not recorded.")
+    if found.get("num_test_images_pretrained_on") is None:
+        limits.append(
+            "Whether the checkpoint it started from had seen some of the tested images is not "
+            "recorded."
+        )
     shared = found.get("num_groups_shared_with_training")
     if shared is None and found.get("num_test_groups") is not None:
         limits.append("Whether the training had some of the tested patients is not recorded.")
