@@ -73,7 +73,7 @@ def between(text: str, name: str, content: str) -> str:
 
 def main_results(root: Path) -> str:
     """Markdown: of each study and protocol, the methods' accuracy and AUC, from the figures that
-    reproduce.py wrote. Left out: protocols without some test images, and the file facts."""
+    reproduce.py wrote. Left out: ablations, protocols without some test images, the file facts."""
     lines = [
         "| data, split | recipe | method | runs | accuracy % ± SD (range) | 95 % interval | AUC ± SD |",  # noqa: E501
         "| --- | --- | --- | --- | --- | --- | --- |",
@@ -81,7 +81,7 @@ def main_results(root: Path) -> str:
     for path in sorted((root / RESULTS).glob("*.json")):
         summary = json.loads(path.read_text(encoding="utf-8"))
         for protocol in summary["protocols"]:
-            if protocol["num_left_out"]:
+            if protocol["num_left_out"] or "ablation" in summary["study"]:
                 continue
             head = [f"{summary['data']}, {protocol['title']}", f"`{summary['study']}`"]
             for row in protocol["rows"]:
