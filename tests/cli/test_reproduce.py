@@ -517,7 +517,8 @@ def without_metadata(card):
     return card.split("\n---\n")[1]
 
 
-STUDIES = sorted(
+RESULTS = Path(__file__).parents[2] / "recipes" / "results"
+STUDIES = sorted(path.stem for path in RESULTS.glob("*.json"))
     path.stem for path in (Path(__file__).parents[2] / "recipes" / "results").glob("*.json")
 )
 
