@@ -519,8 +519,6 @@ def without_metadata(card):
 
 RESULTS = Path(__file__).parents[2] / "recipes" / "results"
 STUDIES = sorted(path.stem for path in RESULTS.glob("*.json"))
-    path.stem for path in (Path(__file__).parents[2] / "recipes" / "results").glob("*.json")
-)
 
 
 @pytest.mark.parametrize("study", STUDIES)
