@@ -98,6 +98,7 @@ def opened(browser, server, width=1280):
 
 def drop(page, where, files):
     """Drop files and wait until their answer is there: the one before is taken away."""
+    page.wait_for_selector(f"#{where}-answer", state="attached", timeout=WAIT)
     page.eval_on_selector(
         f"#{where}-answer", "e => e.querySelectorAll('[class^=sssd]').forEach(x => x.remove())"
     )
