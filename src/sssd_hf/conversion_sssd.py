@@ -495,7 +495,10 @@ class ForeignCheckpoint:
                 output_loading_info=True,
                 **kwargs,
             )
-        except RuntimeError as error:  # "look at the above report"
+        except RuntimeError as error:
+            if "ignore_mismatched_sizes" not in str(error):  # memory, a device
+                raise
+            # "look at the above report", which was not shown
             raise RuntimeError(
                 f"{self.name} does not fit the model: some of its weights have other shapes. Of a "
                 "head for other classes? With ignore_mismatched_sizes=True such weights are new."
@@ -506,9 +509,9 @@ class ForeignCheckpoint:
         missing = sorted(info["missing_keys"])
         lacking = [key for key in missing if not key.startswith(new)]
         own = model.state_dict().keys()  # an SSSDModel's without their first word
-        homeless = [key for key in state_dict if not {key, key.removeprefix("encoder.")} & own]
         # the head of another loss is left behind, as it is where nothing is resized
-        homeless = [key for key in homeless if not key.startswith("distillation.")]
+        of_model = [key for key in state_dict if not key.startswith("distillation.")]
+        homeless = [key for key in of_model if not {key, key.removeprefix("encoder.")} & own]
         if lacking or homeless:
             raise ValueError(
                 f"{self.name} does not fit the model: it lacks {lacking}, and of its weights these "

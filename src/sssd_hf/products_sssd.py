@@ -121,8 +121,8 @@ def _is_plain(x: Tensor, *modules: nn.Module) -> bool:
     """Whether products of these modules may be computed here: something is gained, no compiler or
     exporter is at work (it decides by itself what to keep) nor one of torch.func's transforms,
     there are values at all, and modules and weights (no DTensors) are plain."""
-    at_work = torch.compiler.is_compiling() or torch.jit.is_tracing() or x.is_meta
-    at_work = at_work or torch._C._are_functorch_transforms_active()
+    transformed = torch._C._are_functorch_transforms_active()  # as torch.autograd.Function asks
+    at_work = torch.compiler.is_compiling() or torch.jit.is_tracing() or x.is_meta or transformed
     return (
         not at_work
         and (torch.is_grad_enabled() or _by_onednn(x))

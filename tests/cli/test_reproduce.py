@@ -500,48 +500,6 @@ def test_an_interval_that_is_not_known_is_a_dash(study, recipe, tmp_path):
     assert "nan" not in text
 
 
-def assert_same(first, second):
-    """The same figures, up to the order in which a processor adds."""
-    if isinstance(first, dict):
-        assert list(first) == list(second)
-        first, second = list(first.values()), list(second.values())
-    if isinstance(first, list):
-        assert len(first) == len(second)
-        for pair in zip(first, second):
-            assert_same(*pair)
-    else:
-        assert first == (pytest.approx(second) if isinstance(first, float) else second)
-
-
-def without_metadata(card):
-    return card.split("\n---\n")[1]
-
-
-RESULTS = Path(__file__).parents[2] / "recipes" / "results"
-STUDIES = sorted(path.stem for path in RESULTS.glob("*.json"))
-
-
-@pytest.mark.parametrize("study", STUDIES)
-def test_records_that_are_published_are_of_their_recipe(study, tmp_path, no_run):
-    """They are older than some of what a record has now."""
-    recipe = RECIPES / f"{study}.yaml"
-    results = tmp_path / "results"
-    shutil.copytree(RECIPES / "results" / recipe.stem, results / recipe.stem)
-    options = ["--results_dir", str(results), "--cards_dir", str(tmp_path), "--tables_only", "true"]
-    assert reproduce.main(["--recipe", str(recipe), *options]) == 0
-    written = (results / f"{study}.md").read_text()
-    assert written == (RECIPES / f"results/{study}.md").read_text()
-    figures = [
-        json.loads((d / f"{study}.json").read_text()) for d in (results, RECIPES / "results")
-    ]
-    assert_same(*figures)
-    cards = [(d / f"{study}.md").read_text() for d in (tmp_path, RECIPES.parent / "model_cards")]
-    assert without_metadata(cards[0]) == without_metadata(cards[1])
-    other = changed(recipe, tmp_path, rate)
-    with pytest.raises(ValueError, match=r"learning_rate \(finetune\): 0.0005 -> 0.01"):
-        reproduce.main(["--recipe", str(other), *options])
-
-
 def test_copies_of_test_images_are_not_pretrained_on(images, tmp_path):
     path = tmp_path / "table" / "images.csv"
     counts = write_external_table(path, images, "draw_0", "train", [images.parent / "other"])

@@ -1,7 +1,6 @@
 """The end of a protocol: predictions of all runs, pooled figures, comparison, ensemble."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +138,7 @@ def write_table(
     rows = {name: row for row, name in enumerate(dataset["file_name"][:])}
     parts = []
     for run, part in zip(runs, tables, strict=True):
-        learned = min(len(run.splits["train"]), most or sys.maxsize) + len(run.splits["validation"])
+        learned = len(run.splits["train"][:most]) + len(run.splits["validation"])
         marks = {"run": run.name, "split": run.split, "repeat": run.repeat, "seed": run.seed}
         columns: dict[str, Any] = {**marks, "num_train": learned, "file_name": part["file_name"]}
         if group_column is not None:

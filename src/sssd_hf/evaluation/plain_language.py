@@ -222,11 +222,10 @@ def _interval(results):
     groups, few = results.get("num_test_groups"), _fewest(results)
     if not few or few[1] >= FEW:
         text += " The true value lies in about 95 of 100 such intervals."
-    if few and not _has_width(results):
-        number = groups or results["num_test_images"]
+    for name, number in _without_width(results):
         text += (
-            f" Figures of 0 or 100{NBSP}% have none: what never happened in {number} may still "
-            f"happen in up to {percent(min(1, 3 / number), 0)} (the rule of three)."
+            f" {name.capitalize()} of 0 or 100{NBSP}% has none: what never happened in {number} "
+            f"may still happen in up to {percent(min(1, 3 / number), 0)} (the rule of three)."
         )
     if not groups:
         text += (
@@ -250,10 +249,20 @@ def _fewest(results) -> tuple[str, int] | None:
     return min(present.items(), key=lambda item: item[1]) if present else None
 
 
-def _has_width(results) -> bool:
-    intervals = results.get("intervals") or {}
-    pairs = [intervals.get(name) or (None, None) for name in ("accuracy", "recall", "specificity")]
-    return all(low < high for low, high in pairs if known(low) and known(high))
+def _without_width(results) -> list[tuple[str, int]]:
+    """(figure, patients or images that it counts) of the shares that all resamples agree in."""
+    counts = results.get("num_test_groups_by_class") or class_counts(results)
+    total = results.get("num_test_groups") or results["num_test_images"]
+    shares = [("accuracy", "accuracy", total)]
+    if len(counts) == 2:
+        negative, positive = counts.values()
+        shares += [("recall", "sensitivity", positive), ("specificity", "specificity", negative)]
+    found = []
+    for metric, name, number in shares:
+        low, high = (results.get("intervals") or {}).get(metric) or (None, None)
+        if known(low) and low == high and number:
+            found.append((name, number))
+    return found
 
 
 def _groups(results):

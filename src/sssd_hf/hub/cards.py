@@ -256,7 +256,7 @@ def newness_limits(found: dict[str, Any]) -> list[str]:
     limits = []
     if found.get("num_test_images_seen") is None:
         limits.append("Whether the training had some of the tested images is not recorded.")
-    if found.get("num_test_images_pretrained_on") is None:
+    elif found.get("num_test_images_pretrained_on") is None:
         limits.append(
             "Whether the checkpoint it started from had seen some of the tested images is not "
             "recorded."
