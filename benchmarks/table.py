@@ -40,6 +40,8 @@ BARS = {
     "same": ("end to end, same architecture and precision", 1.8, 4.0, True),
     "feeding": ("waiting for images, share of the step", 0.10, 0.02, False),
     "distillation": ("`stable` self-distillation over plain MAE", 0.05, 0.04, False),
+    "global": ("`global` over plain MAE", None, None, False),
+    "sd_mae": ("`sd_mae` over plain MAE: its heads are as wide as its authors'", None, None, False),
     "memory": ("peak memory against stock, same architecture and batch", 0.8, 0.8, False),
     "tensors": ("the same of what tensors have, without the allocator's gaps", 0.8, 0.8, False),
     "mfu": ("share of the machine's rate of matrix products, base at 224, bf16", None, 0.5, True),
@@ -47,7 +49,7 @@ BARS = {
     "batches": ("the same, the pipeline told to take batches of 64", None, None, True),
     "int8": ("int8 ONNX against fp32 ONNX, one image", 1.4, None, True),
 }
-SHARES = ("feeding", "distillation", "mfu")
+SHARES = ("feeding", "distillation", "global", "sd_mae", "mfu")
 
 
 def read(results: Path, device: str) -> dict[str, dict]:
@@ -98,6 +100,8 @@ def measured(found: dict[str, dict]) -> Iterator[tuple[str, str, float]]:
         yield "feeding", setting(case), case["share"]
     for case in cases("distillation"):
         yield "distillation", setting(case), case["extra"]["stable"]
+        for preset in ("global", "sd_mae"):
+            yield preset, setting(case), case["extra"][preset]
     for case in cases("memory"):
         yield "memory", setting(case), case["ratio"]
         if "ratio_allocated" in case:

@@ -64,6 +64,22 @@ def test_a_recipe_fills_and_the_command_line_wins(recipe):
     assert options("finetune", f"--recipe={path}")["layer_decay"] == 0.5
 
 
+def test_an_empty_value_takes_a_recipes_option_back(recipe):
+    path = recipe("common: {split_column: part, window: lung, max_train_samples: 9, seed: 4}\n")
+    given = ["--split_column", "", "--window=", "--max_train_samples", ""]
+    values = options("finetune", *given, "--recipe", path)
+    names = ("split_column", "window", "max_train_samples", "seed")
+    assert [values[name] for name in names] == [None, None, None, 4]
+    assert options("finetune", "--recipe", path, "--window", "", "--window", "bone")["window"] == (
+        "bone"
+    ), "the last one wins"
+
+
+def test_an_empty_value_of_an_option_that_is_never_none_is_refused(capsys):
+    assert "--seed" in refused(capsys, "finetune", "--seed", "")
+    assert options("finetune", "--label_column_name", "")["label_column_name"] == ""
+
+
 def test_common_options_may_concern_other_scripts(recipe):
     path = recipe({"common": {"data_dir": "images", "layer_decay": 0.5}})
     assert options("evaluate", "--recipe", path)["data_dir"] == "images"

@@ -144,7 +144,6 @@ class DataArguments:
     )
 
     def __post_init__(self) -> None:
-        self.group_column_name = self.group_column_name or None  # '' undoes a recipe's
         check_ranges(
             self,
             max_train_samples=(1, None),

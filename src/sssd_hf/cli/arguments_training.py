@@ -52,7 +52,9 @@ class DistillationArguments:
     )
     distillation: str = option(
         "stable",
-        "Self-distillation preset; mae switches it off.",
+        "Self-distillation preset; mae switches it off. stable and global cost next to nothing, "
+        "sd_mae, whose heads are large, makes a step of small 1.3 to 1.7 and one of tiny 2.1 to "
+        "2.8 times as long on a CPU.",
         choices=["stable", "sd_mae", "global", "mae"],
     )
     distillation_weight: float | None = option(None, "Weight of the loss (default: the preset's).")

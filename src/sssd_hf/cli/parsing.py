@@ -38,7 +38,7 @@ def build_parser(script: str, description: str):
         "--recipe",
         metavar="FILE.yaml",
         help="Take options from this file: its section 'common' and the one named as the script. "
-        "The command line wins.",
+        "The command line wins; '' takes an option back that is none by default.",
     )
     return parser
 
@@ -83,7 +83,9 @@ def parse(script: str, description: str, argv: list[str] | None = None) -> tuple
     argv = join_negative_values(sys.argv[1:] if argv is None else argv)
     parser = build_parser(script, description)
     known = {action.dest for action in parser._actions} - {"help", "recipe"}
-    recipe = parser.parse_known_args([a for a in argv if a not in ("-h", "--help")])[0].recipe
+    optional = {action.dest for action in parser._actions if action.default is None}
+    words = without_unset([a for a in argv if a not in ("-h", "--help")], optional)
+    recipe = parser.parse_known_args(words)[0].recipe
     if recipe:
         try:
             options = read_recipe(recipe, script, known)
@@ -99,6 +101,7 @@ def parse(script: str, description: str, argv: list[str] | None = None) -> tuple
                 values = value if isinstance(value, list) else [value]
                 words += [f"--{key}", *(str(v) for v in values)]
         argv = join_negative_values(words) + argv
+    argv = without_unset(argv, optional)
     unknown = parser.parse_known_args(argv)[1]
     if unknown:
         parser.error(f"{script} has no option {' '.join(unknown)}; see --help.")
@@ -139,6 +142,25 @@ def option_words(argv: list[str]) -> list[tuple[str, list[str]]]:
         else:
             raise ValueError(f"{word}: expected an option such as --data_dir first; see --help.")
     return options
+
+
+def without_unset(argv: list[str], optional: set[str]) -> list[str]:
+    """The words less those of options that an empty value sets back to none, such as a recipe's.
+
+    Args:
+        optional: names of the options that are none by default.
+    """
+    try:
+        options = option_words(argv)
+    except ValueError:  # argparse names the word
+        return argv
+    unset = {
+        name: i
+        for i, (name, words) in enumerate(options)
+        if name in optional and words in ([f"--{name}", ""], [f"--{name}="])
+    }
+    kept = [words for i, (name, words) in enumerate(options) if i > unset.get(name, -1)]
+    return [word for words in kept for word in words]
 
 
 def option_names(script: str) -> set[str]:
