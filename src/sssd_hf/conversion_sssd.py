@@ -86,6 +86,9 @@ _MAE_NAMES = {
 # attention heads of MAE's published widths; the weights alone do not tell them
 _MAE_HEADS = {768: 12, 1024: 16, 1280: 16}
 
+# fields of SSSD alone, which an export to a stock class keeps in its config
+CARRIED_FIELDS = ("calibration", "folded_temperature", "preparation")
+
 _HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 # arguments of from_pretrained that are also attributes of a config
 _LOADING_OPTIONS = ("dtype", "torch_dtype", "attn_implementation", "name_or_path")
@@ -108,8 +111,10 @@ def config_from_stock(config: dict[str, Any]) -> dict[str, Any]:
         )
     fields = {**_STOCK_DEFAULTS, **config}
     names = _SHARED_FIELDS + (_DECODER_FIELDS if config["model_type"] == "vit_mae" else [])
+    found = {name: fields[name] for name in names if name in fields}
+    found |= {name: config[name] for name in CARRIED_FIELDS if config.get(name) is not None}
     # a foreign checkpoint has no distillation head: plain MAE until the caller asks for one
-    return {name: fields[name] for name in names if name in fields} | {"distillation_weight": 0.0}
+    return found | {"distillation_weight": 0.0}
 
 
 def config_to_stock(config: dict[str, Any], model_type: str) -> dict[str, Any]:
@@ -550,7 +555,10 @@ def load_foreign(
             "adapter is loaded by AutoModelForImageClassification, or by PeftModel on its base."
         )
     if fields.get("model_type") != "sssd":
-        config = config_class(**config_from_stock(fields))
+        found = config_from_stock(fields)
+        if config_class.has_other_labels(fields, kwargs):
+            found.pop("calibration", None)  # of the stored ones
+        config = config_class(**found)
         weights, (mean, std) = read_checkpoint(name, **hub)
         return ForeignCheckpoint(name, config, from_stock(weights), mean, std)
     stored, asked = config_class.from_dict(fields), kwargs.get("config")

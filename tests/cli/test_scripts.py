@@ -1,10 +1,15 @@
 """The scripts' main functions, one after the other, on tiny generated folders."""
 
+import io
 import json
 import logging
 import math
+import os
 import shutil
+import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 from script_runs import MODEL, PATIENTS, SIZES, TRAINING, read, read_table
 from transformers import pipeline as stock_pipeline
@@ -271,6 +276,26 @@ def test_prediction_goes_on_past_a_truncated_file(tmp_path, runs, class_folders,
     errors = [record.message for record in caplog.records if record.levelname == "ERROR"]
     assert "2.PNG" in errors[0]
     assert "1 files could not be read" in errors[-1]
+
+
+def test_files_to_classify_are_found_as_in_training_and_taken_once(tmp_path, caplog):
+    patient, place = tmp_path / "elsewhere" / "p1", tmp_path / "images"
+    for file in (patient / "a.png", patient / "b.IMA", place / "c.gif", place / "d.jpg"):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"")
+    (place / "linked").symlink_to(patient)
+    found = predict.find_files([str(place), str(place / "d.jpg")])
+    assert found == [place / "d.jpg", place / "linked/a.png", place / "linked/b.IMA"]
+    assert "1 files are no images by their suffix and are left out: 'c.gif'" in caplog.text
+    assert "1 files named twice are taken once" in caplog.text
+
+
+def test_a_name_that_is_not_utf8_reaches_the_screen(monkeypatch):
+    stream = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(stream, "utf-8", errors="strict"))
+    writer = predict.Writer(None, ["down", "up"])
+    writer.write([predict.Slice(Path(os.fsdecode(b"\xff.png")))], np.array([[0.25, 0.75]]))
+    assert stream.getvalue().splitlines()[1] == b"\xff.png,up,0.250000,0.750000"
 
 
 def test_prediction_to_the_screen(runs, class_folders, capsys):

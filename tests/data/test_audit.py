@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 from planted_images import COUNTS, clean_folder, planted_folder
 
+from sssd_hf.data import duplicates
 from sssd_hf.data.audit import (
     audit_images,
     audit_summary,
@@ -18,7 +19,7 @@ from sssd_hf.data.audit import (
     find_shared_groups,
     inspect_images,
 )
-from sssd_hf.data.copies import Copies, Pair, find_leaks
+from sssd_hf.data.copies import Copies, Pair, copies_by_pixels, find_leaks
 from sssd_hf.data.facts import check_facts
 from sssd_hf.data.findings import SEVERITIES, Catalogue
 from sssd_hf.data.isolation import inspect_all
@@ -166,6 +167,27 @@ def test_an_exact_copy_is_not_counted_as_a_near_one_again():
     copies = Copies([[0, 1], [2], [3]], {0: {1}, 1: {0, 2}, 2: {1}}, pairs)
     found = [(one.numbers["by"], one.numbers["images"]) for one in find_leaks(copies, catalogue)]
     assert found == [("exact", 1), ("near", 1)]
+
+
+def test_leaks_are_counted_though_training_has_too_many_alike_images(monkeypatch):
+    monkeypatch.setattr(duplicates, "MAX_PAIRS", 30)
+    rng = np.random.default_rng(0)
+    shapes = [Image.fromarray(rng.integers(0, 256, (6, 6), np.uint8)) for _ in range(11)]
+    large = [np.asarray(shape.resize((64, 64), Image.Resampling.BICUBIC)) for shape in shapes]
+    alike = [large[0].clip(0, 240) + np.uint8(i) for i in range(12)]  # of one another only
+    test = [image.clip(0, 240) + np.uint8(5) for image in large[1:]]
+    thumbnails = np.stack([*alike, *large[1:], *test])
+    parts = ["train"] * 22 + ["test"] * 10
+    catalogue = Catalogue([str(i) for i in range(32)], parts)
+    copies = copies_by_pixels(np.arange(32), list(catalogue.names), thumbnails, catalogue, 0.95, 6)
+    assert not copies.complete
+    (leak,) = find_leaks(copies, catalogue)
+    assert (leak.numbers["images"], leak.numbers["complete"]) == (10, True)
+    assert leak.text.startswith("10 of 10")
+    monkeypatch.setattr(duplicates, "MAX_PAIRS", 3)
+    copies = copies_by_pixels(np.arange(32), list(catalogue.names), thumbnails, catalogue, 0.95, 6)
+    (leak,) = find_leaks(copies, catalogue)
+    assert leak.text.startswith("At least 3 of 10")
 
 
 def test_groups_against_sets():

@@ -87,6 +87,17 @@ def test_too_many_pairs_are_cut_and_said_so(pictures, monkeypatch):
     assert near_pairs(thumbnails([pictures[0]] * 4)).complete
 
 
+def test_many_alike_images_of_one_part_leave_room_for_copies_across_parts(pictures, monkeypatch):
+    monkeypatch.setattr(duplicates, "MAX_PAIRS", 10)
+    monkeypatch.setattr(duplicates, "_BLOCK", 7)
+    images = thumbnails([pictures[0]] * 8 + pictures[1:6] + pictures[1:6])
+    parts = np.array([0] * 13 + [1] * 5)
+    pairs = near_pairs(images, parts=parts)
+    assert {(k, k + 5) for k in range(8, 13)} <= found(pairs)
+    assert (len(pairs.first), pairs.complete, pairs.complete_across) == (15, False, True)
+    assert not near_pairs(images, parts=np.arange(18)).complete_across
+
+
 @pytest.mark.parametrize("count", [0, 1])
 def test_nothing_to_compare(pictures, count):
     images = thumbnails(pictures[:1])[:count]

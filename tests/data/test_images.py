@@ -161,14 +161,28 @@ def test_values_that_are_not_finite(bad, tmp_path):
         load_image(path, 1)
 
 
-def png_header(width, height):
+def png_header(width, height, bits=8, colour=0, content=b""):
     def chunk(kind, data):
         return (
             struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
         )
 
-    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+    header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", content) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+def test_16_bit_grey_with_transparency_is_refused_as_it_would_come_out_black(tmp_path):
+    path = tmp_path / "scan.png"
+    row = b"\0" + struct.pack(">HHHH", 4000, 65535, 100, 65535)
+    path.write_bytes(png_header(2, 2, 16, 4, zlib.compress(row * 2)))
+    with Image.open(path) as image:
+        assert np.asarray(image.convert("L")).max() == 4000 >> 8  # what Pillow makes of it
+    with pytest.raises(ImageError, match=r"scan\.png: 16-bit grey with transp.*alpha channel"):
+        load_image(path, 1)
+    row = b"\0" + struct.pack(">HH", 4000, 100)
+    path.write_bytes(png_header(2, 2, 16, 0, zlib.compress(row * 2)))
+    assert np.asarray(load_image(path, 1)).ravel().tolist() == [255, 0, 255, 0]
 
 
 @pytest.mark.parametrize("size", [(20_000, 20_000), (10_001, 10_000), (MAX_PIXELS + 1, 1)])

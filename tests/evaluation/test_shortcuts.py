@@ -7,6 +7,7 @@ from sklearn.metrics import roc_auc_score
 
 from sssd_hf.evaluation.contact_sheet import plot_pairs
 from sssd_hf.evaluation.shortcuts import (
+    NOTABLE_ACCURACY,
     auc_and_p,
     file_baselines,
     file_features,
@@ -104,6 +105,18 @@ def test_auc_is_scikit_learns():
     assert auc == pytest.approx(roc_auc_score(positive, scores), abs=1e-12)
     drawn = [roc_auc_score(rng.permutation(positive), scores) >= auc for _ in range(400)]
     assert p == pytest.approx(np.mean(drawn), abs=0.08)
+
+
+def test_thumbnails_that_tell_a_rare_class_are_found_by_their_auc_alone():
+    rng = np.random.default_rng(7)
+    labels = (rng.random(COUNT) < 0.1).astype(int)
+    pixels = rng.normal(100, 20, (COUNT, 64, 64)) + 6 * labels[:, None, None]
+    thumbnails = pixels.clip(0, 255).astype(np.uint8)
+    result = probe_shortcuts(draw_facts(7), thumbnails, labels, TRAIN, TEST)["thumbnails"]
+    assert result["ridge_accuracy"] < result["majority_accuracy"] + NOTABLE_ACCURACY
+    assert result["ridge_auc"] > 0.8
+    assert result["ridge_auc_p"] < 0.001
+    assert result["verdict"] == "warning"
 
 
 def test_features_of_files():

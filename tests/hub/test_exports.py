@@ -21,6 +21,7 @@ from transformers import (
 
 from sssd_hf import SSSDForImageClassification, SSSDForPreTraining
 from sssd_hf.cli import export
+from sssd_hf.cli.classifiers import load_classifier
 from sssd_hf.cli.common import save_checkpoint
 from sssd_hf.conversion_sssd import from_mae
 
@@ -84,6 +85,20 @@ def test_a_three_channel_vit_has_the_same_logits_to_the_last_bit(source, output,
     assert "auto_map" not in json.loads((output / "config.json").read_text())
 
 
+def test_this_package_reads_an_exported_vit_with_its_threshold_and_window(source, output):
+    preparation = {"windows": [[-600.0, 1500.0]], "slice_axis": "coronal"}
+    checkpoint(source, calibration=CALIBRATION, preparation=preparation)
+    run(source, "vit", output)
+    before, after = load_classifier(str(source)), load_classifier(str(output))
+    assert after.calibration == before.calibration == CALIBRATION
+    assert after.preparation == before.preparation
+    assert after.preparation.slice_axis == "coronal"
+    other = SSSDForImageClassification.from_pretrained(
+        output, num_labels=3, ignore_mismatched_sizes=True
+    )
+    assert other.config.calibration is None  # it is of the two classes stored
+
+
 @torch.no_grad()
 def test_a_one_channel_vit_takes_rgb_and_makes_it_grey_as_the_model_does(source, output):
     model = checkpoint(source, num_channels=1)
@@ -128,13 +143,17 @@ def test_a_stock_dinov2_can_read_the_mean(source, output, channels, pooling):
 @torch.no_grad()
 def test_a_folded_temperature_makes_the_softmax_calibrated(source, output):
     model = checkpoint(source, calibration=CALIBRATION)
-    run(source, "vit", output, "--fold_temperature", "true")
+    (source / "README.md").write_text("Divide the logits by the temperature 1.7.\n")
+    results = run(source, "vit", output, "--fold_temperature", "true")
     stock = AutoModelForImageClassification.from_pretrained(output)
     pixels = images(3, 3, 32, 32)
     assert largest_difference(stock(pixels).logits, model(pixels).logits / 1.7) < 1e-6
     assert stock.config.calibration == {**CALIBRATION, "temperature": 1.0}
     assert stock.config.folded_temperature == 1.7
-    assert "divided by the calibration's temperature (1.7000" in (output / "README.md").read_text()
+    assert results["calibration"] == stock.config.calibration
+    text = (output / "README.md").read_text()
+    assert "divided by the calibration's temperature (1.7000" in text
+    assert text.index("do not divide again") > text.index("Divide the logits")
 
 
 # ------------------------------------------------------------------ ViTMAE and timm

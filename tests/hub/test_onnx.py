@@ -88,6 +88,12 @@ def test_int8_without_images_is_dynamic_and_says_so(exported, tmp_path, caplog):
     results = run(exported[1], tmp_path / "int8", "--int8", "true")
     assert "nobody has measured" in caplog.text
     assert results["int8"]["way"] == "dynamic"
+    # of the file that is there, not of the fp32 one that it was made from
+    difference = max(results["largest_difference_by_batch_size"].values())
+    assert results["largest_difference"] == difference > 1e-4
+    text = (tmp_path / "int8" / "README.md").read_text()
+    assert f"original's output on random images: {difference:.1e}" in text
+    assert "(dynamic quantisation). What that costs in accuracy was not measured" in text
     graph = onnx.load(tmp_path / "int8" / "model.onnx").graph
     kinds = [node.op_type for node in graph.node]
     assert kinds.count("MatMulInteger") == 8  # qkv, proj, fc1, fc2 of two layers
@@ -189,6 +195,10 @@ def test_int8_with_images_never_calibrates_on_the_test_split(exported, tmp_path,
     assert found["way"] in ("static", "dynamic")
     inside = onnx.load(tmp_path / "int8" / "model.onnx").metadata_props
     assert any("int8" in entry.value for entry in inside)
+    accuracy = found["measured"]["onnx_int8"]["accuracy"]
+    text = (tmp_path / "int8" / "README.md").read_text()
+    assert f"({found['way']} quantisation): accuracy {accuracy:.4f}, in fp32" in text
+    assert "on 10 test images" in text
 
 
 def test_a_missing_package_is_named_with_what_to_install(exported, tmp_path, monkeypatch):

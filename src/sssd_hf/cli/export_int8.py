@@ -67,8 +67,10 @@ def measure_pipeline(model: Any, processor: dict[str, Any], images: LabelledImag
         answers = classify(pictures, batch_size=len(pictures), top_k=1)
         return np.array([model.config.label2id[answer[0]["label"]] for answer in answers])
 
-    pictures = [read_image(source, preparation) for source in images.sources]
-    return measure(classes, pictures, images.labels)
+    def read(sources: list[Any]) -> list[Any]:  # a few at a time: they are of full size
+        return [read_image(source, preparation) for source in sources]
+
+    return measure(classes, images.sources, images.labels, read)
 
 
 def export_int8(

@@ -50,8 +50,9 @@ def write_external_table(
             )
         found = inspect_images(sources)
         thumbnails = np.concatenate([test_images, found.thumbnails])
-        pairs = near_pairs(thumbnails)
-        if not pairs.complete:
+        is_external = np.arange(len(thumbnails)) >= len(test_images)
+        pairs = near_pairs(thumbnails, parts=is_external.astype(np.int64))
+        if not pairs.complete_across:
             raise ValueError(
                 f"{folder}: has more near copies than can be listed, so that not all copies of "
                 "test images are known. Thin it out first: scripts/audit.py shows them."

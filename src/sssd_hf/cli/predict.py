@@ -11,6 +11,7 @@ status is then 1.
 import csv
 import json
 import logging
+import os
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -27,9 +28,9 @@ from ..data.files import (
     IMAGE_SUFFIXES,
     MEDICAL_SUFFIXES,
     ImageError,
-    may_be_image,
     may_have_slices,
 )
+from ..data.folders import split_by_suffix
 from ..data.isolation import decode_all, describe_all
 from ..data.preparation import Preparation
 from ..evaluation.aggregation import aggregate
@@ -41,7 +42,7 @@ logger = logging.getLogger("sssd_hf")
 
 
 def find_files(places: list[str]) -> list[Path]:
-    """The files named, and the images in the folders named, searched through in order.
+    """The files named, and the images in the folders named, searched through in order; each once.
 
     Raises:
         ValueError: nothing was named or found, or a place does not exist.
@@ -49,9 +50,7 @@ def find_files(places: list[str]) -> list[Path]:
     files: list[Path] = []
     for place in map(Path, places):
         if place.is_dir():
-            inside = sorted(p for p in place.rglob("*") if p.is_file() and may_be_image(p))
-            hidden = [any(q.startswith(".") for q in p.relative_to(place).parts) for p in inside]
-            files += [p for p, left_out in zip(inside, hidden) if not left_out]
+            files += [place / name for name in split_by_suffix(place, f"--images {place}")[0]]
         elif place.exists():
             files.append(place)
         else:
@@ -61,7 +60,10 @@ def find_files(places: list[str]) -> list[Path]:
             f"--images: no images in {', '.join(places) or 'nothing'}; expected files or folders "
             f"with {', '.join(IMAGE_SUFFIXES + MEDICAL_SUFFIXES)}."
         )
-    return files
+    found = list({os.path.abspath(file): file for file in files}.values())
+    if len(found) < len(files):
+        logger.warning(f"--images: {len(files) - len(found)} files named twice are taken once")
+    return found
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,8 @@ class Writer:
         if path:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
         # surrogateescape: file names need not be UTF-8
+        if not path and hasattr(sys.stdout, "reconfigure"):
+            sys.stdout.reconfigure(errors="surrogateescape")
         self.file = (
             open(path, "w", newline="", encoding="utf-8", errors="surrogateescape")  # noqa: SIM115
             if path

@@ -40,6 +40,7 @@ class Copies:
     neighbours: dict[int, set[int]]  # of a set: the sets that are near copies of it
     pairs: list[Pair]  # of many copies of one image, one of each part and label stands for all
     complete: bool = True  # False: there are too many near copies to name all
+    complete_across: bool = True  # the same of near copies in different parts
 
 
 def copies_by_digest(digests: Sequence[str | None], catalogue: Catalogue) -> Copies:
@@ -68,8 +69,9 @@ def copies_by_pixels(
     """
     shown = np.flatnonzero(~is_blank(thumbnails))
     sets = [shown[members] for members in exact_sets([digests[i] for i in shown])]
-    near = near_pairs(thumbnails[[m[0] for m in sets]], min_correlation, max_distance)
+    alike = thumbnails[[members[0] for members in sets]]
     sets = [positions[members].tolist() for members in sets]
+    near = near_pairs(alike, min_correlation, max_distance, _parts_of(sets, catalogue))
     pairs, neighbours = _exact_pairs(sets, catalogue), {}
     for a, b, correlation, distance in zip(
         near.first.tolist(), near.second.tolist(), near.correlation.tolist(), near.distance.tolist()
@@ -78,7 +80,16 @@ def copies_by_pixels(
         neighbours.setdefault(b, set()).add(a)
         for first, second in product(_typical(sets[a], catalogue), _typical(sets[b], catalogue)):
             pairs.append(Pair(first, second, False, correlation, distance))
-    return Copies(sets, neighbours, pairs, near.complete)
+    return Copies(sets, neighbours, pairs, near.complete, near.complete_across)
+
+
+def _parts_of(sets, catalogue):
+    """A number for the part that each set's images are in; one of its own where they are in
+    several, so that its pairs count as such across parts."""
+    number = {part: n for n, part in enumerate(sorted(set(catalogue.parts)))}
+    inside = [{number[catalogue.parts[i]] for i in members} for members in sets]
+    own = enumerate(inside, len(number))
+    return np.array([min(parts) if len(parts) == 1 else n for n, parts in own], np.int64)
 
 
 def _exact_pairs(sets, catalogue):
@@ -117,6 +128,7 @@ def find_leaks(copies: Copies, catalogue: Catalogue) -> list[Finding]:
         for images, what in ((exact, "an exact copy"), (near, NEAR)):
             if not images:
                 continue
+            least = "" if images is exact or copies.complete_across else "At least "
             examples = [
                 pair
                 for pair in copies.pairs
@@ -128,7 +140,7 @@ def find_leaks(copies: Copies, catalogue: Catalogue) -> list[Finding]:
                 Finding(
                     "leakage",
                     leak_severity(len(images), total),
-                    f"{share_text(len(images), total)} images of {part} have {what} in "
+                    f"{least}{share_text(len(images), total)} images of {part} have {what} in "
                     f"{' or '.join(p for p in earlier if p in parts)}.",
                     f"{'' if images is exact else CHANCE}Take these images out of {part}, or keep "
                     "all copies in one part: give them one value in a column, and split anew with "
@@ -139,6 +151,7 @@ def find_leaks(copies: Copies, catalogue: Catalogue) -> list[Finding]:
                         "by": "exact" if images is exact else "near",
                         "images": len(images),
                         "share": len(images) / total,
+                        "complete": not least,
                     },
                 )
             )

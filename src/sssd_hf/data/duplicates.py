@@ -38,7 +38,8 @@ class NearPairs:
     second: np.ndarray
     correlation: np.ndarray
     distance: np.ndarray
-    complete: bool = True  # False: there are more than MAX_PAIRS, these are the first ones
+    complete: bool = True  # False: there are more than MAX_PAIRS of a kind, here are the first
+    complete_across: bool = True  # the same of pairs of different parts
 
 
 def exact_sets(digests: list[str]) -> list[list[int]]:
@@ -95,20 +96,25 @@ def near_pairs(
     thumbnails: np.ndarray,
     min_correlation: float = MIN_CORRELATION,
     max_distance: int = MAX_DISTANCE,
+    parts: np.ndarray | None = None,
 ) -> NearPairs:
-    """All pairs that agree in both ways; blank images are in none.
+    """All pairs that agree in both ways; blank images are in none. Of pairs within a part and of
+    pairs across parts the first `MAX_PAIRS` each, so that many alike images of one part leave room
+    for the copies that leak.
 
     Args:
         thumbnails: uint8 (images, 64, 64), grey.
         min_correlation: of the 32 x 32 thumbnails, -1..1.
         max_distance: differing bits of the perceptual hash, 0..64.
+        parts: int (images,), the part each image is in; None: all are in one.
     """
+    parts = np.zeros(len(thumbnails), np.int64) if parts is None else parts
     indices = np.flatnonzero(~is_blank(thumbnails))
     # bits as -1 and 1: distances come from scalar products as well, by blocks of rows, so that no
     # images x images matrix is ever in memory
     bits = perceptual_hashes(thumbnails)[indices].astype(np.float32) * 2 - 1
     rows = centred_thumbnails(thumbnails)[indices]
-    parts, count = [], 0
+    found, count = [], {False: 0, True: 0}  # across parts: how many
     for start in range(0, len(indices), _BLOCK):
         block = slice(start, start + _BLOCK)
         for other in range(start, len(indices), _BLOCK):
@@ -121,18 +127,19 @@ def near_pairs(
                 continue
             correlation = rows[block] @ rows[columns].T
             i, j = np.nonzero(close & (correlation >= min_correlation))
-            parts.append(
-                (indices[i + start], indices[j + other], correlation[i, j], distance[i, j])
-            )
-            count += len(i)
-            if count > MAX_PAIRS:
-                break
-        if count > MAX_PAIRS:
-            break
-    if not parts:
+            first, second = indices[i + start], indices[j + other]
+            across = parts[first] != parts[second]
+            for kind in count:
+                some = np.flatnonzero(across == kind)
+                left = some[: max(0, MAX_PAIRS - count[kind])]
+                count[kind] += len(some)
+                row, column = i[left], j[left]
+                values = correlation[row, column], distance[row, column]
+                found.append((first[left], second[left], *values))
+    if not found:
         none = np.empty(0, np.int64)
         return NearPairs(none, none, np.empty(0, np.float32), none)
-    first, second, correlation, distance = (
-        np.concatenate(arrays)[:MAX_PAIRS] for arrays in zip(*parts)
-    )
-    return NearPairs(first, second, correlation, distance.astype(np.int64), count <= MAX_PAIRS)
+    first, second, correlation, distance = (np.concatenate(arrays) for arrays in zip(*found))
+    complete = {kind: number <= MAX_PAIRS for kind, number in count.items()}
+    distance = distance.astype(np.int64)
+    return NearPairs(first, second, correlation, distance, all(complete.values()), complete[True])

@@ -15,7 +15,7 @@ Kind = Literal["image", "dicom", "nifti"]
 
 # What a folder walk picks up. A file's content decides how it is read, whatever its suffix says.
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
-MEDICAL_SUFFIXES = (".dcm", ".dicom", ".nii", ".nii.gz")
+MEDICAL_SUFFIXES = (".dcm", ".dicom", ".ima", ".nii", ".nii.gz")
 
 MAX_PIXELS = 100_000_000  # of one image, slice or frame
 MAX_FRAMES = 10_000  # of one file

@@ -88,8 +88,9 @@ def read_folder(
     return columns
 
 
-def walk_images(folder: Path, where: str) -> list[str]:
-    """Sorted relative paths of the images below `folder`; what is hidden (.name) is left out."""
+def split_by_suffix(folder: Path, where: str) -> tuple[list[str], list[str]]:
+    """Relative paths of what may be images below `folder`, and of what may not (with a warning),
+    both sorted; what is hidden (.name) is left out, links are followed."""
 
     def refuse(error):  # os.walk would leave an unreadable folder out without a word
         raise ValueError(f"{where}: cannot be read ({error}): check the permissions") from error
@@ -102,21 +103,30 @@ def walk_images(folder: Path, where: str) -> list[str]:
         seen.add(os.path.realpath(root))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in names:
-            file = Path(root, name).relative_to(folder).as_posix()
-            if name.startswith("."):
-                continue
-            if name in METADATA_FILES:
-                raise ValueError(
-                    f"{where}: found the table {file} in a sub-folder, expected it at the top: "
-                    "join the tables into one there, with paths relative to it"
-                )
-            (files if may_be_image(Path(root, name)) else skipped).append(file)
-    if skipped:
+            if not name.startswith("."):
+                path = Path(root, name)
+                kind = files if may_be_image(path) else skipped
+                kind.append(path.relative_to(folder).as_posix())
+    others = [file for file in skipped if PurePosixPath(file).name not in METADATA_FILES]
+    if others:
         logger.warning(
             "%s: %d files are no images by their suffix and are left out: %s",
             where,
-            len(skipped),
-            examples(sorted(skipped)),
+            len(others),
+            examples(sorted(others)),
+        )
+    return sorted(files), sorted(skipped)
+
+
+def walk_images(folder: Path, where: str) -> list[str]:
+    """Sorted relative paths of the images below `folder`; what is hidden (.name) is left out."""
+
+    files, skipped = split_by_suffix(folder, where)
+    tables = [file for file in (*files, *skipped) if PurePosixPath(file).name in METADATA_FILES]
+    if tables:
+        raise ValueError(
+            f"{where}: found the table {tables[0]} in a sub-folder, expected it at the top: "
+            "join the tables into one there, with paths relative to it"
         )
     if not files:
         raise ValueError(
@@ -127,7 +137,7 @@ def walk_images(folder: Path, where: str) -> list[str]:
     not_utf8 = [file for file in files if not _is_utf8(file)]  # Arrow cannot hold such names
     if not_utf8:
         raise ValueError(f"{where}: file names are not UTF-8: rename {examples(not_utf8)}")
-    return sorted(files)
+    return files
 
 
 def read_table(path: Path, image_column: str | None = None) -> dict[str, list]:

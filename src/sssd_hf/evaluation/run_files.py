@@ -16,8 +16,9 @@ WIDE = 1.6  # width by height from which a figure takes the whole page
 KNOWN_FIGURES = {
     "errors.png": (
         "Most confident errors",
-        "Test images on which the model was most sure and wrong, with an overlay of where its "
-        "answer came from (see the check of the explanations).",
+        "Test images on which the model was most sure and wrong, by its most probable class (a "
+        "stored threshold may decide otherwise), with an overlay of where its answer came from "
+        "(see the check of the explanations).",
     ),
     "examples.png": (
         "Examples",

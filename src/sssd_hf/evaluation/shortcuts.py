@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .baselines import thumbnail_baselines
+from .baselines import auc_and_p, thumbnail_baselines
 
 # what is asked for alone, and the columns of `file_features` that tell it
 FACTS = {
@@ -100,15 +100,6 @@ def file_baselines(
         predicted = tree.predict(features[np.ix_(test, columns)])
         result["each"][fact] = float(np.mean(predicted == labels[test]))
     return result
-
-
-def auc_and_p(positive: np.ndarray, scores: np.ndarray) -> tuple[float, float]:
-    """Area under the ROC curve, and how often chance gives as much (Mann-Whitney, one-sided)."""
-    from scipy.stats import mannwhitneyu
-
-    first, second = scores[positive], scores[~positive]
-    test = mannwhitneyu(first, second, alternative="greater")
-    return float(test.statistic / (len(first) * len(second))), float(test.pvalue)
 
 
 def probe_shortcuts(

@@ -240,7 +240,8 @@ def calibration_facts(found: dict[str, Any], config: dict[str, Any]) -> dict[str
         text = (
             f"Divide the logits by the temperature {number(kept.get('temperature'))} (fitted on "
             f"{markdown(clean_text(str(kept.get('fitted_on'))))}) before the softmax; "
-            "`evaluate.py` and `predict.py` do, pipelines do not."
+            "`evaluate.py` and `predict.py` do (they read SSSD and ViT checkpoints, no other "
+            "form), pipelines do not."
         )
     rows = [
         (name, *(number((measured.get(key) or {}).get(m)) for m in ("log_loss", "brier", "ece")))

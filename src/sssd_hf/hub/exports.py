@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from ..configuration_sssd import as_pair
-from ..conversion_sssd import config_to_stock, to_mae, to_stock, to_three_channels
+from ..conversion_sssd import CARRIED_FIELDS, config_to_stock, to_mae, to_stock, to_three_channels
 from ..modeling_sssd import GREY, SSSDForImageClassification, SSSDForPreTraining
 
 logger = logging.getLogger("sssd_hf")
@@ -113,8 +113,7 @@ def _save(config: PretrainedConfig, weights: StateDict, folder: Path, architectu
 
 def _marks(config: PretrainedConfig) -> dict[str, Any]:
     """Fields that no stock class reads, but that travel in its config."""
-    names = ("calibration", "folded_temperature", "preparation")
-    found = {name: getattr(config, name, None) for name in names}
+    found = {name: getattr(config, name, None) for name in CARRIED_FIELDS}
     return {name: value for name, value in found.items() if value is not None}
 
 
