@@ -251,7 +251,9 @@ class SSSDDecoder(nn.Module):
     def forward(
         self, encoded: Tensor, ids_restore: Tensor, grid: tuple[int, int], seeds: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """-> (logits, last hidden state, the hidden state that teaches), CLS kept in the latter."""
+        """encoded (batch, 1 + visible, hidden_size), ids_restore (batch, patches) -> logits (batch,
+        patches, a patch's pixels), the last hidden state and the one that teaches, both (batch, 1 +
+        patches, decoder_hidden_size), CLS first."""
         x = linear(encoded, self.embed)
         batch, patches = ids_restore.shape
         hidden = self.mask_token.to(x.dtype).expand(batch, patches + 1 - x.shape[1], -1)
@@ -486,6 +488,7 @@ class SSSDForPreTraining(SSSDPreTrainedModel):
             pixel_values: (batch, channels, height, width), normalised.
             noise: (batch, patches), fixes the mask: the patches of least noise stay visible.
             sample_seeds: (batch,) int64; without `noise`, each image's mask is drawn from its seed.
+            interpolate_pos_encoding, kwargs: as of `SSSDModel.forward`, whose errors it has.
         """
         images = self.encoder.embeddings.prepare(pixel_values, interpolate_pos_encoding)
         grid = self.encoder.embeddings.grid(images)
@@ -572,6 +575,11 @@ class SSSDForImageClassification(SSSDPreTrainedModel):
             labels: (batch,) class indices, or floats (batch, classes), shares of a mixture (mixup);
                 (batch, labels) of 0 and 1; or numbers, by `config.problem_type` (inferred as
                 transformers does where it is None).
+            sample_seeds, interpolate_pos_encoding, kwargs: as of `SSSDModel.forward`, whose errors
+                it has.
+
+        Returns:
+            logits (batch, num_labels), and the loss, a scalar, where labels are given.
         """
         images = self.encoder.embeddings.prepare(pixel_values, interpolate_pos_encoding)
         encoded = self.encoder.encode(images, None, sample_seeds, **kwargs)

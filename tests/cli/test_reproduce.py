@@ -511,6 +511,22 @@ def test_copies_of_test_images_are_not_pretrained_on(images, tmp_path):
     assert "scan_00.png" not in names  # a test image itself
 
 
+def test_what_a_run_needs_is_looked_for_before_the_first_run_begins(recipe, images, tmp_path):
+    def starts_elsewhere(content):
+        content["reproduce"]["variants"]["scratch"]["model_name_or_path"] = str(tmp_path / "none")
+
+    def other_sets(content):
+        content["reproduce"]["variants"]["external"]["external"] = ["gone"]
+
+    for change, named in (
+        (starts_elsewhere, "the variant scratch starts from .*none"),
+        (other_sets, "the variant external is pretrained on .*gone too, which is no folder"),
+    ):
+        with pytest.raises(ValueError, match=named):
+            start(changed(recipe, tmp_path, change), images, tmp_path / "out")
+        assert not (tmp_path / "out" / "runs").exists()
+
+
 def test_copies_that_cannot_be_left_out_are_refused(images, tmp_path, monkeypatch):
     import nibabel
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from sssd_hf.data.images import load_image
-from sssd_hf.data.sources import load_images, require_labels
+from sssd_hf.data.sources import column_texts, load_images, require_labels
 
 TABLES = ["csv", "jsonl", "parquet"]
 
@@ -418,6 +418,15 @@ def test_hub_columns(hub):
         hub(splits, features, image_column_name="x")
     with pytest.raises(ValueError, match=r"--label_column_name: there is no column 'x'.*scan"):
         hub(splits, features, label_column_name="x")
+
+
+def test_without_patients_the_error_says_how_to_go_on(hub):
+    dataset = hub({"train": rows("a", "b")}, hub_features())
+    with pytest.raises(ValueError, match=r"no column 'patient_id'.*give --group_column_name ''"):
+        column_texts(dataset, "patient_id", "--group_column_name")
+    with pytest.raises(ValueError, match="no column 'part'") as caught:
+        column_texts(dataset, "part", "--split_column")
+    assert "group" not in str(caught.value)
 
 
 def test_hub_column_that_holds_no_images(hub):

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from sssd_hf.evaluation.plain_language import audit_fits, key_figures, summarise
+from sssd_hf.evaluation.plain_language import audit_fits, key_figures, summary_sentences
 
 LABELS = ["well", "ill"]
 
@@ -26,7 +26,7 @@ def results(by_class=(40, 40), groups=True, **others):
 
 
 def said(found, title, audit=None):
-    texts = [part for part in summarise(found, audit) if part.heading == title]
+    texts = [part for part in summary_sentences(found, audit) if part.heading == title]
     return (texts[0].text, texts[0].grave) if texts else (None, False)
 
 
@@ -52,7 +52,7 @@ def test_a_perfect_test_has_no_interval_of_no_width():
     """Seven patients, all right: Wilson's lower end would be 65 %."""
     figures = {"accuracy": 1.0, "roc_auc": 1.0, "recall": 1.0, "specificity": 1.0}
     found = results((4, 3), **figures, intervals=dict.fromkeys(figures, (1.0, 1.0)))
-    text = " ".join(part.text for part in summarise(found))
+    text = " ".join(part.text for part in summary_sentences(found))
     assert "100.0\N{NO-BREAK SPACE}% to 100" not in text
     for name, number, most in (
         ("Accuracy", 7, 43),

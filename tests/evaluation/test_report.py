@@ -11,7 +11,7 @@ from PIL import Image
 from synthetic_evaluation import write_evaluation, write_json
 
 from sssd_hf.evaluation import checklists, figures
-from sssd_hf.evaluation.plain_language import summarise
+from sssd_hf.evaluation.plain_language import summary_sentences
 from sssd_hf.evaluation.report import write_report
 
 HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(2)>'
@@ -278,7 +278,7 @@ def test_the_summary_marks_what_is_grave(evaluation):
     results = results_of(evaluation)
 
     def grave(results, audit=None):
-        return {part.heading for part in summarise(results, audit) if part.grave}
+        return {part.heading for part in summary_sentences(results, audit) if part.grave}
 
     audit = json.loads((evaluation / "audit.json").read_text())
     assert "Data audit" in grave(results)
@@ -290,7 +290,9 @@ def test_the_summary_marks_what_is_grave(evaluation):
     results["intervals"]["accuracy"] = [0.7, 0.9]
     assert "Against simple baselines" not in grave(results, clean)
     # an audit of another split is not compared with
-    texts = " ".join(part.text for part in summarise(results, clean | {"split_column": "other"}))
+    texts = " ".join(
+        part.text for part in summary_sentences(results, clean | {"split_column": "other"})
+    )
     assert "another split" in texts
     assert "thumbnails" not in texts
     worst = results["subgroups"]["sex"]["worst"]
@@ -318,7 +320,7 @@ def test_only_images_that_training_left_alone_are_called_held_out(evaluation, se
     answers = _answers(evaluation)
     assert told in answers["goal"]
     assert told in answers["internal"]
-    first = summarise(results_of(evaluation))[0]
+    first = summary_sentences(results_of(evaluation))[0]
     assert (first.heading == "Not a test" and first.grave) == bool(seen)
     assert ("7 of the 40 test images were" in Page(write_report(evaluation)).text) == bool(seen)
 
@@ -337,7 +339,7 @@ def test_groups_were_kept_together_only_where_none_is_shared(evaluation, shared,
     assert text.count(told) == 2  # the protocol and CLAIM 20
     assert _answers(evaluation)["disjoint"].startswith(told)
     assert ("3 of the 50 patients of the test" in text) == bool(shared)
-    grave = [part.heading for part in summarise(results_of(evaluation)) if part.grave]
+    grave = [part.heading for part in summary_sentences(results_of(evaluation)) if part.grave]
     assert ("Shared patients" in grave) == bool(shared)
 
 

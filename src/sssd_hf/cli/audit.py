@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
     failed = [one for one in findings if one.kind in arguments.kinds_to_fail_on()]
 
     output.mkdir(parents=True, exist_ok=True)
-    report = write_report(data, catalogue, findings, probes)
+    report = report_text(data, catalogue, findings, probes)
     (output / "audit.txt").write_text(report, encoding="utf-8")
     result = {
         "data": data.data_dir or data.dataset_name,
@@ -152,7 +152,7 @@ def figures(result: dict[str, Any], names: dict[str, str]) -> str:
     return ", ".join(texts)
 
 
-def write_report(
+def report_text(
     data: DataArguments, catalogue: Catalogue, findings: list[Finding], probes: dict[str, Any]
 ) -> str:
     """What audit.txt says."""

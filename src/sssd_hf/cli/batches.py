@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 
+from ..configuration_sssd import as_pair
 from ..data.augment import Augmentation, augment
 from ..data.cache import Images
 from ..data.mix import Mixing, mix, mix_partners
@@ -69,8 +70,7 @@ def model_inputs(
 ) -> torch.Tensor:
     """(batch, channels, height, width) fp32: the images `index` (batch,) with the evaluation
     transform, on the model's device, resized to the model's size where theirs is another."""
-    device, grid = next(model.parameters()).device, model.config.grid_size
-    size = tuple(n * p for n, p in zip(grid, model.base_model.embeddings.patch))
+    device, size = next(model.parameters()).device, as_pair(model.config.image_size)
     pixels = images.batch(index, device)
     if pixels.shape[2:] != size:
         pixels = F.interpolate(pixels.float(), size, mode="bilinear", antialias=True)

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from transformers.utils import cached_file
 
+from ..configuration_sssd import as_pair
 from ..data.cache import Images
 from ..data.preparation import Preparation
 from ..modeling_sssd import SSSDForImageClassification
@@ -113,7 +114,7 @@ def load_classifier(name: str, revision: str = "main", device: str | None = None
                 f"and num_labels={config.num_labels}; expected single_label_classification with "
                 "two classes or more, of which each image has one."
             )
-        size = tuple(n * p for n, p in zip(config.grid_size, model.encoder.embeddings.patch))
+        size = as_pair(config.image_size)
         models.append(model.to(device))
         statistics.append(read_statistics(place, config.num_channels, version))
         preparations.append(preparation_of(config, size))

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from ..configuration_sssd import as_pair
 from ..data.cache import Images
 from ..data.preparation import Preparation
 from ..data.sources import require_labels
@@ -272,7 +273,7 @@ def main(argv: list[str] | None = None) -> int:
     check_projection(arguments.projection)
     model = load_encoder(arguments)
     name, config = arguments.model_name_or_path, model.config
-    size = tuple(n * p for n, p in zip(config.grid_size, model.embeddings.patch))
+    size = as_pair(config.image_size)
     preparation = preparation_of(config, size, data)
     if preparation != preparation_of(config, size):
         logger.warning(

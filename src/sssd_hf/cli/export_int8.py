@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..configuration_sssd import as_pair
 from ..data.preparation import read_image
 from ..data.sources import image_sources, require_labels
 from .arguments import DataArguments, ExportArguments
@@ -32,7 +33,7 @@ def read_split(
     dataset: Any, rows: list[int], model: Any, data: DataArguments, title: str
 ) -> LabelledImages:
     config = model.config
-    size = tuple(n * p for n, p in zip(config.grid_size, model.encoder.embeddings.patch))
+    size = as_pair(config.image_size)
     preparation = preparation_of(config, size, data)
     images = decode_split(dataset, rows, preparation, data, title=title)
     names = require_labels(dataset)

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from ..configuration_sssd import SSSDConfig
+from ..configuration_sssd import SSSDConfig, as_pair
 from ..data.audit import audit_summary
 from ..data.sources import require_labels
 from ..evaluation.calibration import SMALLEST, fit_calibration
@@ -231,7 +231,7 @@ def run(arguments: tuple, accelerator: Accelerator) -> None:
     if training.freeze_encoder:
         model.encoder.requires_grad_(False)
     config = model.config
-    size = tuple(n * p for n, p in zip(config.grid_size, model.encoder.embeddings.patch))
+    size = as_pair(config.image_size)
     statistics = common.read_statistics(
         model_arguments.model_name_or_path, config.num_channels, model_arguments.model_revision
     )

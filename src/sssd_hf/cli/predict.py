@@ -79,7 +79,7 @@ def group_of(image: Slice, kind: str) -> str:
     return str(image.file if kind == "file" else image.file.parent)
 
 
-def list_slices(files: list[Path], slice_axis: str, failures: dict[Path, str]) -> list[Slice]:
+def slices_of_files(files: list[Path], slice_axis: str, failures: dict[Path, str]) -> list[Slice]:
     """Files of several slices or frames as many; what can't be read goes to `failures` and the
     log, DICOM files without pixels (directories, reports) to neither."""
     counts: dict[Path, int | None] = {}
@@ -207,7 +207,7 @@ def main(argv: list[str] | None = None) -> int:
     names, preparation = classifier.label_names, classifier.preparation
     calibration = classifier.calibration
     failures: dict[Path, str] = {}
-    slices = list_slices(files, preparation.slice_axis, failures)
+    slices = slices_of_files(files, preparation.slice_axis, failures)
     with_frames = any(image.frame is not None for image in slices)
     whole = arguments.aggregate_by != "none"
     writer = Writer(arguments.output_file, names, with_frames, calibration, whole)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from ..configuration_sssd import DISTILLATION_PRESETS, SSSDConfig
+from ..configuration_sssd import DISTILLATION_PRESETS, SSSDConfig, as_pair
 from ..data.cache import Images
 from ..modeling_sssd import SSSDForPreTraining
 from ..training.log import Log
@@ -225,7 +225,7 @@ def run(arguments: tuple, accelerator: Accelerator) -> None:
         rows = choose_rows(splits["train"], data_arguments.max_train_samples, training.seed)
     model = build_model(model_arguments, losses)
     config = model.config
-    size = tuple(n * p for n, p in zip(config.grid_size, model.encoder.embeddings.patch))
+    size = as_pair(config.image_size)
     statistics = common.read_statistics(
         model_arguments.model_name_or_path, config.num_channels, model_arguments.model_revision
     )

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 from .arguments import SCRIPTS
 from .study_tables import accuracy_interval, accuracy_text, area_text, runs_text
@@ -31,10 +32,13 @@ def options_table() -> str:
                 row["defaults"][script] = default
     lines = ["| option | scripts | default | meaning |", "| --- | --- | --- | --- |"]
     for name, row in rows.items():
-        shown = {
-            script: "" if d in (None, []) else f"`{d}`" for script, d in row["defaults"].items()
-        }
-        default = " ".join(dict.fromkeys(shown.values()))
+        shown = {script: _shown(default) for script, default in row["defaults"].items()}
+        default = shown[next(iter(shown))]
+        if len(set(shown.values())) > 1:  # by script, those with one default together
+            default = "<br>".join(
+                f"{', '.join(s for s in shown if shown[s] == one)}: {one or 'none'}"
+                for one in dict.fromkeys(shown.values())
+            )
         scripts = ", ".join(row["defaults"])
         meaning = "<br>".join(  # it may mean something else to another script
             text if len(row["helps"]) == 1 else f"{', '.join(where)}: {text}"
@@ -42,6 +46,12 @@ def options_table() -> str:
         )
         lines.append(f"| `--{name}` | {scripts} | {default} | {meaning} |")
     return "\n".join(lines)
+
+
+def _shown(default: Any) -> str:
+    if default is None or default == []:
+        return ""
+    return f"`{' '.join(map(str, default)) if isinstance(default, list) else default}`"
 
 
 def count_lines(root: Path, text: str) -> str:

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from transformers import PretrainedConfig
 
 from . import cross_validate, pretrain
 from .arguments import ReproduceArguments
-from .common import write_json
+from .common import check_checkpoint, write_json
 from .external import write_external_table
 from .parsing import as_dict, option_names, option_words, parse
 from .protocol import folder_name, read_options
@@ -177,8 +178,9 @@ def _table(place: Path) -> Path:
 
 def decide(run: StudyRun, arguments: ReproduceArguments, recipe: str, data: str) -> dict[str, Any]:
     """What decides a run, beside its split and seed: the data set, other sets it is pretrained on,
-    the weights it starts from, by their digest (a record has no path), and the options of each
-    script, of which those that change no result are left out."""
+    the name of the checkpoint it starts from, digested (a record has no path; another checkpoint
+    under the same name is not noticed), and the options of each script, of which those that change
+    no result are left out."""
     if run.baseline:
         parsed = parse("finetune", "", baseline_words(run, arguments, recipe))
         # how something is trained decides a network alone: the others know only the images
@@ -296,6 +298,37 @@ def check_begun(place: Path, decided: dict[str, Any]) -> list[str]:
     return revisions
 
 
+def external_folders(run: StudyRun, arguments: ReproduceArguments) -> list[Path]:
+    beside = Path(arguments.external_dir or Path(arguments.data_dir).parent)
+    return [beside / name for name in run.external]
+
+
+def check_inputs(run: StudyRun, arguments: ReproduceArguments) -> None:
+    """
+    Raises:
+        ValueError: other sets or the checkpoint that the run needs are not there.
+    """
+    for folder in external_folders(run, arguments):
+        if not folder.is_dir():
+            raise ValueError(
+                f"the variant {run.variant} is pretrained on {folder} too, which is no folder: put "
+                "it there, name another --external_dir, or name --variants without it."
+            )
+    start = run.options.get("model_name_or_path")
+    if start and not start.endswith(".pth"):
+        check_checkpoint(start)
+        try:
+            found = PretrainedConfig.get_config_dict(start)[0]
+        except (OSError, ValueError) as error:
+            raise ValueError(f"the variant {run.variant} starts from {start}: {error}") from error
+        if not found:
+            raise ValueError(
+                f"the variant {run.variant} starts from {start}, which is neither a folder here "
+                "nor a checkpoint on the Hub: make it first (the recipe says how), or name "
+                "--variants without it."
+            )
+
+
 def perform(
     run: StudyRun,
     arguments: ReproduceArguments,
@@ -355,8 +388,7 @@ def pretrain_on_more(
     place = run.place(arguments)
     if (place / "pretrain" / "all_results.json").is_file():  # of this run: see check_begun
         return
-    beside = Path(arguments.external_dir or Path(arguments.data_dir).parent)
-    folders = [beside / name for name in run.external]
+    folders = external_folders(run, arguments)
     write_external_table(_table(place), Path(arguments.data_dir), run.split, train_split, folders)
     pretrain.main(external_words(run, arguments, recipe))
 
@@ -383,6 +415,7 @@ def main(argv: list[str] | None = None) -> int:
             raise ValueError("--data_dir: name the folder of the images.")
         for path, run in left.items():  # before the first of them takes its hours
             check_begun(run.place(arguments), decided[path])
+            check_inputs(run, arguments)
         for number, (path, run) in enumerate(left.items(), 1):
             print(
                 f"\n=== run {number} of {len(left)} ({len(runs) - len(left)} are there already): "

@@ -6,7 +6,6 @@ Images and patients are named by digests: the files hold no image, no file name 
 import csv
 import hashlib
 import json
-import platform
 import subprocess
 from functools import cache
 from pathlib import Path
@@ -58,17 +57,6 @@ def revision() -> str:
 def _git(folder: Path, *words: str) -> str:
     command = ["git", "-C", str(folder), *words]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-
-def processor() -> str:
-    """The processor's name, as the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(
-            line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
-        )
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def comparable(options: dict[str, Any]) -> dict[str, Any]:
@@ -151,7 +139,7 @@ def make_record(
     }
     named = {
         "versions": results["finetune"]["versions"],
-        "hardware": results["finetune"].get("hardware", processor()),
+        "hardware": results["finetune"]["hardware"],
         "minutes": minutes,
     }
     judged = {

@@ -1,7 +1,7 @@
 """The figures of a study, from the records of its runs and nothing else.
 
 records -> `summarise_study`, numbers alone -> its tables (`study_tables`), its card
-(`hub.study_cards`) and the README's main results (`readme`).
+(`study_cards`) and the README's main results (`readme`).
 """
 
 from collections import Counter

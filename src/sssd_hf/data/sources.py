@@ -130,7 +130,8 @@ def order_labels(dataset, positive_label: str):
     if positive_label not in names or len(names) != 2:
         raise ValueError(
             f"--positive_label {positive_label}: found the classes {', '.join(names)}, expected it "
-            "to be one of two"
+            "to be one of two: correct the name, or, where there are other than two classes, leave "
+            "the option out"
         )
     if names[1] == positive_label:
         return dataset
@@ -142,7 +143,13 @@ def order_labels(dataset, positive_label: str):
 def column_texts(dataset, column: str, option: str) -> list[str]:
     """A column as one text a row; `ValueError` where it is missing or has empty cells."""
     if column not in dataset.column_names:
-        raise ValueError(_no_column(option, column, dataset))
+        without = (
+            "; or, where each image is of another patient or patients are not known, give "
+            "--group_column_name ''"
+            if option == "--group_column_name"
+            else ""
+        )
+        raise ValueError(_no_column(option, column, dataset) + without)
     texts = [as_text(value) for value in dataset[column][:]]
     empty = [i for i, text in enumerate(texts) if not text]
     if empty:

@@ -173,11 +173,6 @@ def answers_of(run) -> dict[str, str]:
     if recipe:
         answers["data"] = f"{recipe.get('data_dir') or recipe.get('dataset_name')}; what it is and "
         answers["data"] += "whose: not known."
-        answers["preparation"] = "; ".join(
-            f"{name} {recipe[name]}"
-            for name in ("resize_mode", "window", "slice_axis", "config_overrides")
-            if recipe.get(name)
-        ) or "Resized to the model's input (bilinear), rescaled and normalised."  # fmt: skip
         subset = recipe.get("max_train_samples")
         answers["subset"] = (
             f"{subset} training images at most." if subset else "All images were used."
@@ -205,6 +200,11 @@ def answers_of(run) -> dict[str, str]:
                  "patch_size", "num_channels")  # fmt: skip
         told = ", ".join(f"{name} {run.config[name]}" for name in names if name in run.config)
         answers["model"] = f"{' '.join(run.config.get('architectures') or [])}: {told}."
+        prepared = (run.config.get("preparation") or {}).items()
+        answers["preparation"] = "; ".join(
+            [f"{name.replace('_', ' ')} {value}" for name, value in prepared]
+            + ["resized to the model's input (bilinear), rescaled and normalised."]
+        )
         answers["ensemble"] = "No ensemble: one model."
         answers["model_access"] = "config.json and weights of the model's folder."
     if run.model_dir and (run.model_dir / "ensemble.json").is_file():

@@ -6,6 +6,8 @@ import math
 
 import numpy as np
 
+LOWER_IS_BETTER = ("log_loss", "brier", "ece")
+
 
 def check_predictions(labels, probabilities) -> tuple[np.ndarray, np.ndarray]:
     """Return labels as int64 [N] and probabilities as float64 [N, K], or say what is wrong.

@@ -120,7 +120,7 @@ def key_figures(results: dict) -> list[tuple[str, str, str]]:
     return figures
 
 
-def summarise(results: dict, audit: dict | None = None) -> list[Sentence]:
+def summary_sentences(results: dict, audit: dict | None = None) -> list[Sentence]:
     """The summary of a report: all_results.json of evaluate.py, and audit.json where known."""
     parts = [
         _seen(results), _pretrained_on(results), _shared_groups(results), _tested(results),

@@ -12,11 +12,11 @@ from pathlib import Path
 
 from sssd_hf.evaluation import checklists, plain_language
 from sssd_hf.evaluation.figures import METRIC_NAMES
+from sssd_hf.evaluation.metrics import LOWER_IS_BETTER
 from sssd_hf.evaluation.plain_language import bounds, known, number, percent
 from sssd_hf.evaluation.run_files import Run, read_run
 
 RANGES = {"mcc": (-1, 1), "cohen_kappa": (-1, 1), "log_loss": None}  # else 0..1
-LOWER_IS_BETTER = ("log_loss", "brier", "ece")
 MAX_OPTION_LENGTH = 200
 EXPLANATION_FACTS = {
     "classifier_correlation": "rank correlation with maps of the classifier drawn anew",
@@ -101,7 +101,7 @@ def render(run: Run) -> str:
         run=run,
         results=results,
         notice=plain_language.NOTICE,
-        summary=plain_language.summarise(results, run.audit),
+        summary=plain_language.summary_sentences(results, run.audit),
         key_figures=plain_language.key_figures(results),
         metrics=metrics_table(run),
         classes=classes_table(results),

@@ -8,9 +8,12 @@ import math
 import numpy as np
 
 from sssd_hf.evaluation.intervals import bootstrap_intervals, check_groups
-from sssd_hf.evaluation.metrics import check_predictions, classification_metrics
+from sssd_hf.evaluation.metrics import (
+    LOWER_IS_BETTER,
+    check_predictions,
+    classification_metrics,
+)
 
-LOWER_IS_BETTER = ("log_loss", "brier", "ece")
 MISSING = "(missing)"
 MAX_NUMBERS = 10  # a column with more different numbers is cut at its quartiles
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ...configuration_sssd import as_pair
 from ...data.cache import Images
 from ...data.preparation import Preparation
 from ...evaluation.aggregation import aggregate
@@ -100,7 +101,7 @@ def load_reconstructor(name: str) -> Reconstructor:
     """A checkpoint of pretraining: SSSD, ViTMAE or the original MAE's."""
     model = SSSDForPreTraining.from_pretrained(name, dtype=torch.float32).eval()
     config = model.config
-    size = tuple(n * p for n, p in zip(config.grid_size, model.encoder.embeddings.patch))
+    size = as_pair(config.image_size)
     return Reconstructor(
         model,
         preparation_of(config, size),
