@@ -24,6 +24,7 @@ from ..evaluation.metrics import to_json
 from ..evaluation.report import write_report
 from ..evaluation.summary import summarise
 from . import common
+from .arguments import DataArguments
 from .classifiers import load_classifier
 from .data import column_of, decode_split, groups_of, load_data, preparation_of
 from .explain import write_explanations
@@ -155,6 +156,27 @@ def print_summary(results: dict[str, Any]) -> None:
             )
 
 
+def count_seen(
+    checkpoint: str, dataset: Any, rows: list[int], data: DataArguments, other_data: bool
+) -> dict[str, int | None]:
+    """How many of the test images the model was trained or pretrained on, and how many of their
+    groups; None of other data: what only has the same name is not counted."""
+    names = (
+        "num_test_images_seen",
+        "num_test_images_pretrained_on",
+        "num_groups_shared_with_training",
+    )
+    if other_data:
+        return dict.fromkeys(names)
+    splits = Path(checkpoint) / "splits.json"
+    counts = (
+        warn_of_seen_images(splits, dataset, rows),
+        count_pretrained_on(splits, dataset, rows),
+        count_shared_groups(splits, dataset, rows, data.group_column_name),
+    )
+    return dict(zip(names, counts, strict=True))
+
+
 def main(argv: list[str] | None = None) -> int:
     data_arguments, arguments = parse("evaluate", __doc__, argv)
     checkpoint, output = arguments.model_name_or_path, Path(arguments.output_dir)
@@ -189,14 +211,7 @@ def main(argv: list[str] | None = None) -> int:
         dataset, rows, preparation, data_arguments, title="test images", output=output
     )
     rows = test.rows.tolist()  # without the files left out by --skip_bad_files
-    num_seen = num_pretrained = num_shared = (
-        None  # what only looks the same by its name is not counted
-    )
-    if not arguments.other_data:
-        splits, column = Path(checkpoint) / "splits.json", data_arguments.group_column_name
-        num_seen = warn_of_seen_images(splits, dataset, rows)
-        num_pretrained = count_pretrained_on(splits, dataset, rows)
-        num_shared = count_shared_groups(splits, dataset, rows, column)
+    seen = count_seen(checkpoint, dataset, rows, data_arguments, arguments.other_data)
     probabilities = classifier.probabilities(test, arguments.per_device_eval_batch_size)
     labels = np.array([known.index(names[i]) for i in test.labels])
     groups = groups_of(dataset, rows, data_arguments.group_column_name)
@@ -227,15 +242,13 @@ def main(argv: list[str] | None = None) -> int:
         "compared_with": arguments.compare_with,
         "interval_method": f"95 % percentile bootstrap of {unit}",
         "num_test_images": len(rows),
-        "num_test_images_seen": num_seen,
-        "num_test_images_pretrained_on": num_pretrained,
+        **seen,
         "num_test_groups": None if groups is None else len(set(groups)),
         "num_test_groups_by_class": None
         if groups is None
         else {name: len(set(groups[labels == i])) for i, name in enumerate(known)},
         "test_images_digest": digest,
         "group_column_name": data_arguments.group_column_name,
-        "num_groups_shared_with_training": num_shared,
         "other_data": arguments.other_data,
         "split_source": source,
         "split_column": None if whole else data_arguments.split_column,
