@@ -153,19 +153,8 @@ def train(
             total_weight = totals[0]
             if accelerator.num_processes > 1:
                 flags.append(SharedWishes.of(totals[1:]))
-
-            statistics, logged = None, []
-            for i, (batch, weight, real) in enumerate(zip(batches, weights, draws.real)):
-                last = i == len(batches) - 1
-                with nullcontext() if last else accelerator.no_sync(model):
-                    output = model(**batch)
-                    # gradients are averaged over processes: times their number makes it the sum
-                    scale = weight * accelerator.num_processes / total_weight
-                    accelerator.backward(output.loss * scale)
-                sums = getattr(output, "distillation_statistics", None)
-                statistics = _add(statistics, sums, real)
-                values = {"loss": output.loss, **stage.log_values(output)}
-                logged.append({k: v.detach().float() * weight for k, v in values.items()})
+            shares = [weight / total_weight for weight in weights]
+            statistics, means = _backward(accelerator, model, stage, batches, shares, draws.real)
             if settings.max_grad_norm:
                 accelerator.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
             optimizer.step()
@@ -175,7 +164,6 @@ def train(
             extra = stage.after_step(step + 1, statistics)
             if average:
                 average.update(step + 1)
-            means = {k: sum(values[k] for values in logged) / total_weight for k in logged[0]}
             waiting.append((means, extra))
             progress.step, progress.seen = step + 1, progress.seen + draws.count
             bar.update()
@@ -190,16 +178,9 @@ def train(
             if done or stop or save:
                 _check_weights(accelerator, plain, progress.step, feed, stage, checkpoints)
             progress.seconds += time.perf_counter() - started
-            if log_now:
-                record = _means(progress.unlogged)
-                rate = progress.seen / progress.seconds
-                log.write(
-                    {"step": progress.step, "epoch": draws.epoch, **record}
-                    | {"learning_rate": learning_rate, "images_per_second": rate}
-                )
-                progress.unlogged = []
-                bar.set_postfix({"loss": f"{record['loss']:.4f}", "img/s": f"{rate:.0f}"})
             progress.epoch, progress.evaluation_due = draws.epoch, bool(due)
+            if log_now:
+                _log(log, bar, progress, learning_rate)
             if due and not stop:
                 _evaluate(model, plain, stage, average, progress, log, heed_signals)
             stop = stop or progress.evaluation_due
@@ -225,6 +206,38 @@ def train(
         "train_images_per_second": progress.seen / max(progress.seconds, 1e-9),
         "train_steps": progress.step,
     }
+
+
+def _backward(accelerator, model, stage, batches, shares, real) -> tuple[dict | None, dict]:
+    """The gradient of a step, part batch by part batch.
+
+    Args:
+        shares: of each part batch in the loss of the global batch.
+        real: whether it counts in the statistics.
+
+    Returns:
+        The sums of the outputs' statistics, if any, and what this process adds to the means that
+        are logged.
+    """
+    statistics, logged = None, []
+    for i, (batch, share, counts) in enumerate(zip(batches, shares, real)):
+        last = i == len(batches) - 1
+        with nullcontext() if last else accelerator.no_sync(model):
+            output = model(**batch)
+            # gradients are averaged over processes: times their number makes it the sum
+            accelerator.backward(output.loss * (share * accelerator.num_processes))
+        statistics = _add(statistics, getattr(output, "distillation_statistics", None), counts)
+        values = {"loss": output.loss, **stage.log_values(output)}
+        logged.append({k: v.detach().float() * share for k, v in values.items()})
+    return statistics, {k: sum(values[k] for values in logged) for k in logged[0]}
+
+
+def _log(log, bar, progress, learning_rate) -> None:
+    record, rate = _means(progress.unlogged), progress.seen / progress.seconds
+    place = {"step": progress.step, "epoch": progress.epoch}
+    log.write(place | record | {"learning_rate": learning_rate, "images_per_second": rate})
+    progress.unlogged = []
+    bar.set_postfix({"loss": f"{record['loss']:.4f}", "img/s": f"{rate:.0f}"})
 
 
 def _evaluate(model, plain, stage, average, progress, log, heed_signals) -> None:
