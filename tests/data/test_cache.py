@@ -326,6 +326,7 @@ def test_a_set_larger_than_the_memory_is_mapped(tmp_path):
     assert (len(pixels), pixels[0], pixels[-1]) == (size, 0, 7)
 
 
+@pytest.mark.slow
 def test_any_flipped_byte_of_the_manifest_is_harmless(files, home, caplog):
     """It is noticed, or (a space of the JSON) changes nothing."""
     decode(files, cache="disk")

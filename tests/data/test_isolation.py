@@ -403,6 +403,7 @@ if __name__ == "__main__":
 
 
 @linux
+@pytest.mark.slow
 @pytest.mark.parametrize("busy", [False, True])
 def test_children_die_with_their_parent(tmp_path, hostile, busy):
     files = [*images(tmp_path, 16), *([hostile("hang")] if busy else [])]
