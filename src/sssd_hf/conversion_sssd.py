@@ -555,10 +555,7 @@ def load_foreign(
             "adapter is loaded by AutoModelForImageClassification, or by PeftModel on its base."
         )
     if fields.get("model_type") != "sssd":
-        found = config_from_stock(fields)
-        if config_class.has_other_labels(fields, kwargs):
-            found.pop("calibration", None)  # of the stored ones
-        config = config_class(**found)
+        config = config_class(**config_from_stock(fields))
         weights, (mean, std) = read_checkpoint(name, **hub)
         return ForeignCheckpoint(name, config, from_stock(weights), mean, std)
     stored, asked = config_class.from_dict(fields), kwargs.get("config")

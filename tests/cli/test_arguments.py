@@ -66,7 +66,7 @@ def test_a_recipe_fills_and_the_command_line_wins(recipe):
 
 def test_an_empty_value_takes_a_recipes_option_back(recipe):
     path = recipe("common: {split_column: part, window: lung, max_train_samples: 9, seed: 4}\n")
-    given = ["--split_column", "", "--window=", "--max_train_samples", ""]
+    given = ["--split-column", "", "--window=", "--max_train_samples", ""]
     values = options("finetune", *given, "--recipe", path)
     names = ("split_column", "window", "max_train_samples", "seed")
     assert [values[name] for name in names] == [None, None, None, 4]

@@ -518,8 +518,12 @@ def test_what_a_run_needs_is_looked_for_before_the_first_run_begins(recipe, imag
     def other_sets(content):
         content["reproduce"]["variants"]["external"]["external"] = ["gone"]
 
+    def pretraining_starts_elsewhere(content):
+        content["pretrain"]["model_name_or_path"] = "nobody/gone"
+
     for change, named in (
         (starts_elsewhere, "the variant scratch starts from .*none"),
+        (pretraining_starts_elsewhere, "the variant stable starts from nobody/gone"),
         (other_sets, "the variant external is pretrained on .*gone too, which is no folder"),
     ):
         with pytest.raises(ValueError, match=named):

@@ -151,13 +151,14 @@ def without_unset(argv: list[str], optional: set[str]) -> list[str]:
         optional: names of the options that are none by default.
     """
     try:
-        options = option_words(argv)
+        given = option_words(argv)
     except ValueError:  # argparse names the word
         return argv
+    options = [(name.replace("-", "_"), words) for name, words in given]  # it takes both spellings
     unset = {
         name: i
         for i, (name, words) in enumerate(options)
-        if name in optional and words in ([f"--{name}", ""], [f"--{name}="])
+        if name in optional and (words[1:] == [""] or (len(words) == 1 and words[0][-1] == "="))
     }
     kept = [words for i, (name, words) in enumerate(options) if i > unset.get(name, -1)]
     return [word for words in kept for word in words]

@@ -23,7 +23,7 @@ from .arguments import ReproduceArguments
 from .common import check_checkpoint, write_json
 from .external import write_external_table
 from .parsing import as_dict, option_names, option_words, parse
-from .protocol import folder_name, read_options
+from .protocol import Options, folder_name, read_options
 from .simple_runs import KINDS, run_simple
 from .study_cards import main_row, study_card
 from .study_records import (
@@ -176,6 +176,26 @@ def _table(place: Path) -> Path:
     return place / "external" / "images.csv"
 
 
+def read_stages(
+    run: StudyRun, arguments: ReproduceArguments, recipe: str
+) -> tuple[Options, dict[str, dict[str, Any]]]:
+    """The options of a run that is no baseline, and those of each of its scripts."""
+    options = read_options("", protocol_words(run, arguments, recipe))
+    parsed = {stage: as_dict(*options.parsed[stage]) for stage in options.stages()}
+    if run.external:
+        parsed["pretrain"] = as_dict(*parse("pretrain", "", external_words(run, arguments, recipe)))
+    return options, parsed
+
+
+def started_from(run: StudyRun, parsed: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """Script -> the checkpoint that it starts from, where no script before has made it."""
+    made = {"evaluate", *(["finetune"] if run.external else [])}
+    starts = {
+        stage: parsed[stage].get("model_name_or_path") for stage in parsed if stage not in made
+    }
+    return {stage: str(name) for stage, name in starts.items() if name}
+
+
 def decide(run: StudyRun, arguments: ReproduceArguments, recipe: str, data: str) -> dict[str, Any]:
     """What decides a run, beside its split and seed: the data set, other sets it is pretrained on,
     the name of the checkpoint it starts from, digested (a record has no path; another checkpoint
@@ -187,23 +207,18 @@ def decide(run: StudyRun, arguments: ReproduceArguments, recipe: str, data: str)
         decisive = as_dict(*(parsed if run.baseline == "resnet18" else parsed[:1]))
         options = {"finetune": comparable(decisive), "baseline": {"kind": run.baseline}}
         return {"data": data, "external": [], "started_from": {}, "options": options}
-    options = read_options("", protocol_words(run, arguments, recipe))
+    options, parsed = read_stages(run, arguments, recipe)
     if options.protocol.pretrain_on_all or options.protocol.cross_validation:
         raise ValueError(
             f"--recipe {recipe}: a study runs splits that columns name, and pretrains on their "
             "training images; leave out pretrain_on_all and cross_validation."
         )
-    parsed = {stage: as_dict(*options.parsed[stage]) for stage in options.stages()}
-    if run.external:
-        parsed["pretrain"] = as_dict(*parse("pretrain", "", external_words(run, arguments, recipe)))
-    starts = {stage: parsed[stage].get("model_name_or_path") for stage in parsed}
-    for stage in ("evaluate", *(["finetune"] if run.external else [])):
-        del starts[stage]  # what the stage before has made
+    starts = started_from(run, parsed)
     parsed["cross_validate"] = as_dict(options.data, options.protocol)
     return {
         "data": data,
         "external": list(run.external),
-        "started_from": {k: digest(data, str(name)) for k, name in starts.items() if name},
+        "started_from": {stage: digest(data, name) for stage, name in starts.items()},
         "options": {script: comparable(values) for script, values in parsed.items()},
     }
 
@@ -303,7 +318,7 @@ def external_folders(run: StudyRun, arguments: ReproduceArguments) -> list[Path]
     return [beside / name for name in run.external]
 
 
-def check_inputs(run: StudyRun, arguments: ReproduceArguments) -> None:
+def check_inputs(run: StudyRun, arguments: ReproduceArguments, recipe: str) -> None:
     """
     Raises:
         ValueError: other sets or the checkpoint that the run needs are not there.
@@ -314,19 +329,20 @@ def check_inputs(run: StudyRun, arguments: ReproduceArguments) -> None:
                 f"the variant {run.variant} is pretrained on {folder} too, which is no folder: put "
                 "it there, name another --external_dir, or name --variants without it."
             )
-    start = run.options.get("model_name_or_path")
-    if start and not start.endswith(".pth"):
+    if run.baseline:
+        return
+    for start in started_from(run, read_stages(run, arguments, recipe)[1]).values():
         check_checkpoint(start)
+        if start.endswith(".pth") or Path(start).is_dir():
+            continue
         try:
-            found = PretrainedConfig.get_config_dict(start)[0]
+            PretrainedConfig.get_config_dict(start)
         except (OSError, ValueError) as error:
-            raise ValueError(f"the variant {run.variant} starts from {start}: {error}") from error
-        if not found:
             raise ValueError(
                 f"the variant {run.variant} starts from {start}, which is neither a folder here "
-                "nor a checkpoint on the Hub: make it first (the recipe says how), or name "
-                "--variants without it."
-            )
+                f"nor a checkpoint on the Hub that can be reached ({error}): make it first (the "
+                "recipe says how), or name --variants without it."
+            ) from error
 
 
 def perform(
@@ -415,7 +431,8 @@ def main(argv: list[str] | None = None) -> int:
             raise ValueError("--data_dir: name the folder of the images.")
         for path, run in left.items():  # before the first of them takes its hours
             check_begun(run.place(arguments), decided[path])
-            check_inputs(run, arguments)
+        for run in {(run.protocol, run.variant): run for run in left.values()}.values():
+            check_inputs(run, arguments, recipe)
         for number, (path, run) in enumerate(left.items(), 1):
             print(
                 f"\n=== run {number} of {len(left)} ({len(runs) - len(left)} are there already): "

@@ -39,8 +39,8 @@ class Copies:
     sets: list[list[int]]
     neighbours: dict[int, set[int]]  # of a set: the sets that are near copies of it
     pairs: list[Pair]  # of many copies of one image, one of each part and label stands for all
-    complete: bool = True  # False: there are too many near copies to name all
-    complete_across: bool = True  # the same of near copies in different parts
+    complete: bool = True  # False: there are too many near copies within parts to name all
+    complete_across: bool = True  # the same of near copies across parts
 
 
 def copies_by_digest(digests: Sequence[str | None], catalogue: Catalogue) -> Copies:

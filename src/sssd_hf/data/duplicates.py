@@ -38,8 +38,8 @@ class NearPairs:
     second: np.ndarray
     correlation: np.ndarray
     distance: np.ndarray
-    complete: bool = True  # False: there are more than MAX_PAIRS of a kind, here are the first
-    complete_across: bool = True  # the same of pairs of different parts
+    complete: bool = True  # False: there are more than MAX_PAIRS within parts, here are the first
+    complete_across: bool = True  # the same of pairs across parts
 
 
 def exact_sets(digests: list[str]) -> list[list[int]]:
@@ -129,17 +129,15 @@ def near_pairs(
             i, j = np.nonzero(close & (correlation >= min_correlation))
             first, second = indices[i + start], indices[j + other]
             across = parts[first] != parts[second]
+            correlation, distance = correlation[i, j], distance[i, j]
             for kind in count:
                 some = np.flatnonzero(across == kind)
                 left = some[: max(0, MAX_PAIRS - count[kind])]
                 count[kind] += len(some)
-                row, column = i[left], j[left]
-                values = correlation[row, column], distance[row, column]
-                found.append((first[left], second[left], *values))
+                found.append([a[left] for a in (first, second, correlation, distance)])
     if not found:
         none = np.empty(0, np.int64)
         return NearPairs(none, none, np.empty(0, np.float32), none)
     first, second, correlation, distance = (np.concatenate(arrays) for arrays in zip(*found))
-    complete = {kind: number <= MAX_PAIRS for kind, number in count.items()}
-    distance = distance.astype(np.int64)
-    return NearPairs(first, second, correlation, distance, all(complete.values()), complete[True])
+    complete = (count[across] <= MAX_PAIRS for across in (False, True))
+    return NearPairs(first, second, correlation, distance.astype(np.int64), *complete)

@@ -64,7 +64,7 @@ def _decode(name, stream, mode):
         width, height = image.size  # from the header, nothing is decoded yet
         if width * height > MAX_PIXELS:
             raise ImageError(_too_large(name, f"{width} x {height} pixels"))
-        if image.format == "PNG" and _png_kind(stream) == (16, 4):
+        if image.tile and image.tile[0][3] == "LA;16B":  # how Pillow will read it
             raise ImageError(
                 f"{name}: 16-bit grey with transparency, of which only the upper 8 bits could be "
                 "read (most medical values lie below): save it without the alpha channel"
@@ -84,15 +84,6 @@ def _decode(name, stream, mode):
         image = image.convert(mode)
     image.info = {}
     return image
-
-
-def _png_kind(stream):
-    """(bits a sample, colour type: 4 is grey with alpha) from a PNG's header."""
-    place = stream.tell()
-    stream.seek(24)
-    bits, colour = stream.read(2)
-    stream.seek(place)
-    return bits, colour
 
 
 def _has_second_frame(image):
