@@ -1,6 +1,7 @@
 import csv
 
 import pytest
+import tiny_study
 from script_runs import MODEL, PATIENTS, TRAINING, draw
 
 from sssd_hf.cli import evaluate, finetune, pretrain
@@ -67,4 +68,22 @@ def colour_runs(tmp_path_factory, patients):
     assert finetune.main([*argv, "--output_dir", str(root / "finetuned")]) == 0
     argv = [*data, "--model_name_or_path", str(root / "finetuned"), "--num_resamples", "50"]
     assert evaluate.main([*argv, "--output_dir", str(root / "evaluation")]) == 0
+    return root
+
+
+@pytest.fixture(scope="session")
+def study_images(tmp_path_factory):
+    return tiny_study.write_images(tmp_path_factory.mktemp("study"))
+
+
+@pytest.fixture(scope="session")
+def study_recipe(tmp_path_factory):
+    return tiny_study.write_recipe(tmp_path_factory.mktemp("recipe") / "tiny.yaml")
+
+
+@pytest.fixture(scope="session")
+def study(study_recipe, study_images, tmp_path_factory):
+    """The folder of its runs and results; who changes something takes a copy."""
+    root = tmp_path_factory.mktemp("results")
+    tiny_study.start(study_recipe, study_images, root)
     return root

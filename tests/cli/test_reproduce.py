@@ -1,105 +1,31 @@
-"""A study in small: its runs, their records, and the tables made of these."""
+"""A study's runs and their records."""
 
 import csv
 import json
-import re
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
-import yaml
-from PIL import Image
 from sklearn.metrics import roc_auc_score
-from tiny_runs import SIZES
+from tiny_study import changed, start
 
 from sssd_hf.cli import reproduce
-from sssd_hf.cli.external import write_external_table
 from sssd_hf.cli.parsing import as_dict, parse
 from sssd_hf.cli.protocol import read_options
 from sssd_hf.cli.study_records import digest, draw_of, read_records
-from sssd_hf.cli.study_summary import summarise_study
-from sssd_hf.cli.study_tables import tables
-from sssd_hf.data import duplicates
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 pytestmark = pytest.mark.usefixtures("no_figures")
 
 
-def draw(path, light, seed):
-    pixels = np.random.default_rng(seed).uniform(0, 90, (20, 20))
-    pixels[10 * light :][:10] += 120
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels.astype(np.uint8)).save(path)
+@pytest.fixture
+def images(study_images):
+    return study_images
 
 
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    """24 images of 12 patients with two draws of a split, and beside them another set, of which
-    two images are copies of images of the first."""
-    root = tmp_path_factory.mktemp("study")
-    rows = []
-    for i in range(24):
-        draw(root / "target" / f"scan_{i:02d}.png", i // 2 % 2, i)
-        parts = ["test" if i // 2 % 3 == k else "train" for k in range(2)]
-        rows.append([f"scan_{i:02d}.png", ["up", "down"][i // 2 % 2], f"Smith{i // 2}", *parts])
-    with open(root / "target" / "metadata.csv", "w", newline="") as file:
-        head = ["file_name", "label", "patient", "draw_0", "draw_1"]
-        csv.writer(file).writerows([head, *rows])
-    for i in range(6):
-        draw(root / "other" / f"{i}.png", 0, 100 + i)
-    for i, name in ((0, "copy_of_test"), (4, "copy_of_train")):
-        source = root / "target" / f"scan_{i:02d}.png"
-        (root / "other" / f"{name}.png").write_bytes(source.read_bytes())
-    return root / "target"
-
-
-@pytest.fixture(scope="module")
-def recipe(tmp_path_factory):
-    path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
-    shape = {"image_size": 16, "patch_size": 8, "config_overrides": SIZES}
-    content = {
-        "common": {
-            "group_column_name": "patient",
-            "train_split": "train",
-            "train_val_split": 0,
-            **shape,
-        },
-        "pretrain": {"max_train_steps": 3, "per_device_train_batch_size": 4},
-        "finetune": {"max_train_steps": 3, "metric_for_best_model": "last"},
-        "evaluate": {"num_resamples": 20},
-        "reproduce": {
-            "data": "TINY",
-            "protocols": {
-                "random": {"title": "draws", "columns": ["draw_0", "draw_1"], "seeds": [0]}
-            },
-            "variants": {
-                "stable": {"title": "ours"},
-                "scratch": {"title": "random weights", "skip_pretraining": True},
-                "external": {"external": ["other"]},
-            },
-        },
-    }
-    path.write_text(yaml.safe_dump(content, sort_keys=False))
-    return path
-
-
-def tables_of(results, plan):
-    return tables(summarise_study(results, "tiny", plan))
-
-
-def start(recipe, images, root, *options):
-    argv = ["--recipe", recipe, "--data_dir", images, "--output_dir", root / "runs"]
-    argv += ["--results_dir", root / "results", "--cards_dir", root / "cards"]
-    argv += ["--report", "false", *options]
-    assert reproduce.main([str(word) for word in argv]) == 0
-
-
-@pytest.fixture(scope="module")
-def study(recipe, images, tmp_path_factory):
-    root = tmp_path_factory.mktemp("results")
-    start(recipe, images, root)
-    return root
+@pytest.fixture
+def recipe(study_recipe):
+    return study_recipe
 
 
 def test_each_run_leaves_a_record(study):
@@ -143,24 +69,6 @@ def test_a_record_names_nobody(study, images):
             assert private not in text
 
 
-def test_tables_are_of_the_records(study):
-    text = (study / "results/tiny.md").read_text()
-    records = read_records(study / "results", "tiny")
-    for variant, title in (("stable", "ours"), ("scratch", "random weights")):
-        values = [100 * record["metrics"]["accuracy"] for record in records[variant].values()]
-        row = next(line for line in text.splitlines() if line.startswith(f"| {title} "))
-        mean, spread = re.search(r"\| 2 \| ([\d.]+) ± ([\d.]+)", row).groups()
-        assert float(mean) == pytest.approx(np.mean(values), abs=0.051)
-        assert float(spread) == pytest.approx(np.std(values, ddof=1), abs=0.051)
-    difference = np.mean([
-        records["stable"][place]["metrics"]["accuracy"]
-        - records["scratch"][place]["metrics"]["accuracy"]
-        for place in records["stable"]
-    ])  # fmt: skip
-    row = next(line for line in text.splitlines() if line.startswith("| stable - scratch | 2 "))
-    assert float(row.split("|")[3]) == pytest.approx(100 * difference, abs=0.051)
-
-
 @pytest.mark.parametrize("report", [None, "false"])
 def test_each_run_has_its_report(report, recipe, tmp_path):
     """Folds of a cross-validation have none unless it is asked for."""
@@ -186,31 +94,6 @@ def test_what_is_there_is_not_run_again(study, recipe, images, monkeypatch):
     path.write_text(text)
 
 
-def test_images_can_be_left_out_of_a_table(study, recipe, images):
-    records = read_records(study / "results", "tiny")
-    plan = yaml.safe_load(recipe.read_text())["reproduce"]
-    protocol = plan["protocols"]["random"] | {"columns": ["draw_0"]}
-
-    def table(names):
-        changed = protocol | {"without": names}
-        return tables_of(study / "results", plan | {"protocols": {"one": changed}})
-
-    record = records["stable"]["draw_0", 0]
-    left_out = sorted(p.name for p in images.glob("*.png"))[:2]
-    kept = [i for i, name in enumerate(record["images"]) if name not in map_digests(left_out)]
-    assert len(kept) == len(record["images"]) - 2
-    truth = np.array(record["truth"])[kept]
-    right = np.array(record["probabilities"])[kept].argmax(1) == truth
-    assert f"| ours | 1 | {100 * right.mean():.1f} |" in table(left_out)
-    assert table([]) == tables_of(study / "results", plan | {"protocols": {"one": protocol}})
-    with pytest.raises(ValueError, match="is no test image of stable"):
-        table(["scan_02.png"])
-
-
-def map_digests(names):
-    return {digest("TINY", name) for name in names}
-
-
 @pytest.mark.parametrize(
     ("where", "option"),
     [
@@ -227,15 +110,6 @@ def test_a_study_runs_splits_that_are_named(where, option, recipe, images, tmp_p
 
     with pytest.raises(ValueError, match="leave out pretrain_on_all and cross_validation"):
         start(changed(recipe, tmp_path, change), images, tmp_path)
-
-
-def changed(recipe, folder, change):
-    """A recipe of the same name, with other content."""
-    content = yaml.safe_load(recipe.read_text())
-    change(content)
-    path = folder / recipe.name
-    path.write_text(yaml.safe_dump(content, sort_keys=False))
-    return path
 
 
 @pytest.fixture
@@ -438,24 +312,6 @@ def test_a_recipe_changed_during_a_run_leaves_no_record(recipe, images, tmp_path
     assert not list((tmp_path / "results").rglob("*.json"))
 
 
-def test_a_row_is_of_records_of_one_kind(study, recipe, tmp_path):
-    """From the records alone, whatever the recipe has."""
-    shutil.copytree(study / "results", tmp_path / "results")
-    path = tmp_path / "results/tiny/stable/draw_1-seed_0.json"
-    record = json.loads(path.read_text())
-    plan = yaml.safe_load(recipe.read_text())["reproduce"]
-    assert "Revisions of the code" not in tables_of(tmp_path / "results", plan)
-    path.write_text(json.dumps({**record, "revision": "another"}))
-    text = tables_of(tmp_path / "results", plan)
-    (line,) = (x for x in text.splitlines() if x.startswith("Revisions of the code: "))
-    named = line.removeprefix("Revisions of the code: ").removesuffix(".").split("; ")
-    assert set(named) == {"another (1 run)", f"{record['revision']} (5 runs)"}
-    record["options"]["finetune"]["weight_decay"] = 0.5
-    path.write_text(json.dumps(record))
-    with pytest.raises(ValueError, match=r"stable: .*weight_decay \(finetune\): 0.05 -> 0.5"):
-        tables_of(tmp_path / "results", plan)
-
-
 def test_an_option_newer_than_a_record_has_its_default(study, recipe, images, tmp_path, no_run):
     shutil.copytree(study / "results", tmp_path / "results")
     for path in (tmp_path / "results").glob("tiny/*/*.json"):
@@ -469,46 +325,6 @@ def test_an_option_newer_than_a_record_has_its_default(study, recipe, images, tm
 
     with pytest.raises(ValueError, match=r"positive_label \(.*finetune.*\): None -> down"):
         start(changed(recipe, tmp_path, change), images, tmp_path, "--tables_only", "true")
-
-
-def test_data_that_changed_between_runs_make_no_row(study, recipe, tmp_path):
-    shutil.copytree(study / "results", tmp_path / "results")
-    path = tmp_path / "results/tiny/scratch/draw_1-seed_0.json"
-    record = json.loads(path.read_text())
-    record["truth"][0] = 1 - record["truth"][0]
-    path.write_text(json.dumps(record))
-    plan = yaml.safe_load(recipe.read_text())["reproduce"]
-    with pytest.raises(ValueError, match=r"draw_1: the records of .*, seed 0 are of other images"):
-        tables_of(tmp_path / "results", plan)
-
-
-def test_an_interval_that_is_not_known_is_a_dash(study, recipe, tmp_path):
-    """All images of a class are of one patient."""
-    shutil.copytree(study / "results", tmp_path / "results")
-    for path in (tmp_path / "results").glob("tiny/*/*.json"):
-        record = json.loads(path.read_text())
-        record["groups"] = [
-            "one" if label else group for group, label in zip(record["groups"], record["truth"])
-        ]
-        path.write_text(json.dumps(record))
-    text = tables_of(tmp_path / "results", yaml.safe_load(recipe.read_text())["reproduce"])
-    rows = [line.split("|") for line in text.splitlines() if line.startswith("| ours")]
-    assert " to " in rows[0][4]
-    assert rows[0][6] == " - "
-    areas = text[text.index("difference in AUC") :]
-    assert re.search(r"^\| stable - scratch \| 2 \| [+-][\d.]+ \| - \| ", areas, re.M)
-    assert "nan" not in text
-
-
-def test_copies_of_test_images_are_not_pretrained_on(images, tmp_path):
-    path = tmp_path / "table" / "images.csv"
-    counts = write_external_table(path, images, "draw_0", "train", [images.parent / "other"])
-    assert counts == {"target": 16, "other": 7, "other, copies left out": 1}
-    with open(path, newline="") as file:
-        names = [row["file_name"].rsplit("/", 1)[1] for row in csv.DictReader(file)]
-    assert "copy_of_test.png" not in names
-    assert "copy_of_train.png" in names
-    assert "scan_00.png" not in names  # a test image itself
 
 
 def test_what_a_run_needs_is_looked_for_before_the_first_run_begins(recipe, images, tmp_path):
@@ -529,40 +345,6 @@ def test_what_a_run_needs_is_looked_for_before_the_first_run_begins(recipe, imag
         with pytest.raises(ValueError, match=named):
             start(changed(recipe, tmp_path, change), images, tmp_path / "out")
         assert not (tmp_path / "out" / "runs").exists()
-
-
-def test_copies_that_cannot_be_left_out_are_refused(images, tmp_path, monkeypatch):
-    import nibabel
-
-    folder = tmp_path / "volumes"
-    folder.mkdir()
-    volume = np.random.default_rng(0).uniform(0, 200, (20, 20, 4)).astype(np.float32)
-    nibabel.save(nibabel.Nifti1Image(volume, np.eye(4)), folder / "scan.nii")
-    with pytest.raises(ValueError, match="volumes or files of several frames"):
-        write_external_table(tmp_path / "a.csv", images, "draw_0", "train", [folder])
-    monkeypatch.setattr(duplicates, "MAX_PAIRS", 0)
-    with pytest.raises(ValueError, match="more near copies than can be listed"):
-        write_external_table(
-            tmp_path / "b.csv", images, "draw_0", "train", [images.parent / "other"]
-        )
-
-
-def test_the_protocols_own_training_part_is_pretrained_on(recipe, images, tmp_path, monkeypatch):
-    """Wherever the recipe names it: with another part, test images would be pretrained on."""
-
-    def turn_round(content):
-        content["cross_validate"] = {"train_split": "test", "test_split": "train"}
-
-    def stop(words):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(reproduce.pretrain, "main", stop)
-    with pytest.raises(KeyboardInterrupt):
-        start(changed(recipe, tmp_path, turn_round), images, tmp_path, "--variants", "external")
-    with open(tmp_path / "runs/external/draw_0-seed_0/external/images.csv", newline="") as file:
-        names = [Path(row["file_name"]) for row in csv.DictReader(file)]
-    own = {int(name.stem[-2:]) for name in names if name.parent == images}
-    assert own == {i for i in range(24) if i // 2 % 3 == 0}
 
 
 @pytest.mark.parametrize(

@@ -125,7 +125,8 @@ def write_model_folders(model, pretrained, names):
         "  seed: 42\n  mixup: 0.2\n"
     )
     config = {"architectures": ["SSSDForImageClassification"], "hidden_size": 192,
-              "num_hidden_layers": 12, "image_size": 112, "patch_size": 14}  # fmt: skip
+              "num_hidden_layers": 12, "image_size": 112, "patch_size": 14,
+              "preparation": {"windows": [[-600, 1500]]}}  # fmt: skip
     write_json(model / "config.json", config)
     write_json(
         model / "splits.json",

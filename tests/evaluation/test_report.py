@@ -266,6 +266,8 @@ def test_the_checklists_have_all_items_and_invent_nothing(evaluation):
         assert f'"{topic}"' not in json.dumps(sorted(_answers(evaluation)))
     assert "CLAIM: " in text
     assert "TRIPOD+AI: " in text
+    # of the model's config: the window may have been said in pretraining alone
+    assert _answers(evaluation)["preparation"].startswith("windows [[-600, 1500]]; resized to")
 
 
 def _answers(evaluation):
