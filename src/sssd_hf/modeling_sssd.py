@@ -550,7 +550,9 @@ class SSSDForImageClassification(SSSDPreTrainedModel):
             return F.mse_loss(logits.view(labels.shape), labels.float())
         if problem == "multi_label_classification":
             return F.binary_cross_entropy_with_logits(logits, labels.float())
-        weight = None if config.class_weights is None else logits.new_tensor(config.class_weights)
+        weight = None
+        if config.class_weights is not None:  # filled where they are needed, which no host awaits
+            weight = torch.stack([logits.new_full((), w) for w in config.class_weights])
         smoothing = config.label_smoothing if self.training else 0.0
         if not labels.is_floating_point():
             labels = labels.long().view(-1)

@@ -17,7 +17,7 @@ from ..data.augment import Augmentation, augment
 from ..data.cache import Images
 from ..data.mix import Mixing, mix, mix_partners
 from ..modeling_sssd import sample_uniform
-from ..training.feeds import Draw
+from ..training.feeds import Draw, to_device
 from ..training.seeding import image_seeds
 from .arguments import FinetuneAugmentation, PretrainAugmentation
 
@@ -36,22 +36,15 @@ def normalize(pixels: torch.Tensor, mean: list[float], std: list[float]) -> torc
     return (pixels.float() / 255 - mean_tensor) / std_tensor
 
 
-def _move(values: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """`values` on the device; from the host through page-locked memory, so that nobody waits."""
-    if device.type == "cuda" and values.device.type == "cpu":
-        values = values.pin_memory()
-    return values.to(device, non_blocking=True)
-
-
 def rank_batches(
     count: int,
     batch_size: int,
     accelerator: Accelerator | None,
     heed_signals: Callable[[], None] | None = None,
 ) -> Iterator[tuple[torch.Tensor, bool]]:
-    """(indices, whether they count) of this process's batches. Each process has as many, so that
-    all meet in the reductions of a sharded model and in those of `heed_signals`, which is called
-    before each batch; those in excess do not count."""
+    """(indices, a range, and whether they count) of this process's batches. Each process has as
+    many, so that all meet in the reductions of a sharded model and in those of `heed_signals`,
+    which is called before each batch; those in excess do not count."""
     processes = accelerator.num_processes if accelerator else 1
     rank = accelerator.process_index if accelerator else 0
     batches = torch.arange(count).split(batch_size)
@@ -115,7 +108,7 @@ def map_images(
     for index, real in rank_batches(len(images), batch_size, accelerator, heed_signals):
         values = function(model_inputs(model, images, index, statistics)).float()
         if real:
-            result[index] = values
+            result[index[0] : index[-1] + 1] = values  # by a mask or a list the host would wait
     if accelerator and accelerator.num_processes > 1:
         result = accelerator.reduce(result, "sum")
     return result.cpu().double().numpy()  # Apple's GPUs have no fp64
@@ -233,14 +226,14 @@ class Batches:
     def _complete(self, draw: Draw) -> Draw:
         """On the device, with pixels and labels; its indices are then rows of the data set, or
         positions in a stream."""
-        index, epoch = _move(draw.index, self.device), _move(draw.epoch, self.device)
+        index, epoch = to_device(draw.index, self.device), to_device(draw.epoch, self.device)
         pixels, labels = draw.pixels, draw.labels
         if self.images is not None:
             pixels = self.images.batch(draw.index, self.device) if pixels is None else pixels
             labels = None if self.images.labels is None else self.images.labels[index]
             index = self.images.rows[index]
-        labels = None if labels is None else _move(labels, self.device)
-        return Draw(index, epoch, _move(pixels, self.device), labels)
+        labels = None if labels is None else to_device(labels, self.device)
+        return Draw(index, epoch, to_device(pixels, self.device), labels)
 
     def _batch(self, draw: Draw) -> dict[str, Any]:
         seeds = image_seeds(self.seed, draw.epoch, draw.index, "augment")

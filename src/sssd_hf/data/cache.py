@@ -96,7 +96,7 @@ class Images:
                 if isinstance(pixels, ImageError):
                     raise pixels
                 batch[i] = torch.from_numpy(pixels)
-        return batch.to(device, non_blocking=True)
+        return batch.to(device, non_blocking=cuda)
 
 
 def decode_once(

@@ -13,6 +13,12 @@ from ..modeling_sssd import sample_uniform
 from .seeding import epoch_order, image_seeds
 
 
+def to_device(values: torch.Tensor, device: torch.device | str) -> torch.Tensor:
+    """`values` on the device; from the host through page-locked memory, so that nobody waits."""
+    copied = torch.device(device).type == "cuda" and values.device.type == "cpu"
+    return values.pin_memory().to(device, non_blocking=True) if copied else values.to(device)
+
+
 @dataclass(frozen=True)
 class Draw:
     """The images of one part batch.
@@ -79,6 +85,8 @@ class ImageFeed:
 
     def __post_init__(self) -> None:
         self._epoch, self._order = -1, (torch.empty(0), torch.empty(0))
+        if self.labels is not None:
+            self.labels = self.labels.cpu()  # once: fetched in each epoch they would be waited for
 
     @property
     def global_batch(self) -> int:
@@ -97,8 +105,7 @@ class ImageFeed:
                 times = torch.full_like(order, epoch)
             else:
                 order, times = balanced_order(self.seed, epoch, self.labels)
-            # to the device once an epoch: a copy in each step would make the host wait
-            self._order = order.to(self.device), times.to(self.device)
+            self._order = to_device(order, self.device), to_device(times, self.device)
             self._epoch = epoch
         rows = slice(place * self.global_batch, (place + 1) * self.global_batch)
         return Draw(*(values[rows] for values in self._order))
@@ -134,7 +141,6 @@ def balanced_order(
     A small class's images come round again, in a new order and with a new epoch number each time, a
     large class's are cut; which class gets what a division leaves over changes by epoch.
     """
-    labels = labels.cpu()
     classes = labels.unique().tolist()
     share, left = divmod(len(labels), len(classes))
     index, times = [], []

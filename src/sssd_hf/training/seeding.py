@@ -16,7 +16,7 @@ def image_seeds(
 ) -> torch.Tensor:
     """One int64 seed an image: (batch,) indices into the data set, and the epoch of all or of each
     -> (batch,)."""
-    seeds = splitmix(torch.full_like(index, seed))
+    seeds = splitmix(torch.tensor(seed))  # what is the same for all images, on the host
     seeds = splitmix(seeds ^ epoch)
     return splitmix(splitmix(seeds ^ PURPOSES[purpose]) ^ index)
 
