@@ -7,7 +7,7 @@ the README shows, and `tables-DEVICE.md`.
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 
@@ -228,13 +228,16 @@ def startup(found: dict[str, dict]) -> Iterator[str]:
         yield f"| {name} | {seconds[content['options']['clock']]:.2f} |"
 
 
-def described(content: dict) -> str:
-    machine = content["machine"]
-    place = machine["gpu"] or f"{machine['processor']}, {machine['threads']} thread(s)"
-    return (
-        f"{place}, {machine['date']}, torch {machine['torch']}, transformers "
-        f"{machine['transformers']}, by the {content['options']['clock']} clock"
-    )
+def described(contents: Iterable[dict]) -> str:
+    """The machines, each with the days on which it measured."""
+    days: dict[str, set[str]] = {}
+    for content in contents:
+        machine = content["machine"]
+        place = machine["gpu"] or f"{machine['processor']}, {machine['threads']} thread(s)"
+        place += f", torch {machine['torch']}, transformers {machine['transformers']}"
+        place += f", by the {content['options']['clock']} clock"
+        days.setdefault(place, set()).add(machine["date"])
+    return "; and ".join(f"{place}, on {' and '.join(sorted(on))}" for place, on in days.items())
 
 
 def main() -> None:
@@ -245,9 +248,8 @@ def main() -> None:
     found = read(arguments.results, arguments.device)
     if not found:
         sys.exit(f"no results of {arguments.device} in {arguments.results}: run `make bench` first")
-    machines = sorted({described(content) for content in found.values()})
     head = "Medians of interleaved runs (memory, growth: one run each), measured on "
-    head += "; and on ".join(machines) + "."
+    head += described(found.values()) + "."
     tables = ["\n".join(every_setting(found, arguments.device))]
     tables += ["\n".join(part(found)) for part in (rates, memory, latency, growth, startup)]
     published = ["| published, on other machines | figure |", "| --- | --- |"]

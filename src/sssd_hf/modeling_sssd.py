@@ -541,7 +541,7 @@ class SSSDForImageClassification(SSSDPreTrainedModel):
         """The loss of transformers' heads; class weights (a mean weighted by them) and label
         smoothing act on a single-label head, smoothing in training alone."""
         config, logits = self.config, logits.float()
-        problem = config.problem_type
+        problem, weights = config.problem_type, config.class_weights
         if problem is None:
             integer = labels.dtype in (torch.long, torch.int)
             problem = "single_label_classification" if integer else "multi_label_classification"
@@ -550,9 +550,8 @@ class SSSDForImageClassification(SSSDPreTrainedModel):
             return F.mse_loss(logits.view(labels.shape), labels.float())
         if problem == "multi_label_classification":
             return F.binary_cross_entropy_with_logits(logits, labels.float())
-        weight = None
-        if config.class_weights is not None:  # filled where they are needed, which no host awaits
-            weight = torch.stack([logits.new_full((), w) for w in config.class_weights])
+        # filled on the device: a copy from the host would make it wait
+        weight = weights and torch.stack([logits.new_full((), w) for w in weights])
         smoothing = config.label_smoothing if self.training else 0.0
         if not labels.is_floating_point():
             labels = labels.long().view(-1)

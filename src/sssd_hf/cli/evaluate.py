@@ -20,7 +20,7 @@ from ..data.sources import require_labels
 from ..evaluation.calibration import apply_calibration
 from ..evaluation.comparison import compare_models
 from ..evaluation.figures import write_figures
-from ..evaluation.metrics import to_json
+from ..evaluation.metrics import SHOWN, to_json
 from ..evaluation.report import write_report
 from ..evaluation.summary import summarise
 from . import common
@@ -38,7 +38,6 @@ from .split_sources import (
 )
 
 logger = logging.getLogger("sssd_hf")
-SHOWN = ("accuracy", "balanced_accuracy", "roc_auc", "recall", "specificity")
 
 
 def write_predictions(

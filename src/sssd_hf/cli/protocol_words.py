@@ -6,9 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from ..evaluation.metrics import SHOWN
 from .protocol import Options, Run
-
-SHOWN = ("accuracy", "balanced_accuracy", "roc_auc", "recall", "specificity")
 
 
 def interval(low: float, high: float) -> str:

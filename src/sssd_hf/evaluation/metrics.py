@@ -7,6 +7,8 @@ import math
 import numpy as np
 
 LOWER_IS_BETTER = ("log_loss", "brier", "ece")
+# what the scripts print
+SHOWN = ("accuracy", "balanced_accuracy", "roc_auc", "recall", "specificity")
 
 
 def check_predictions(labels, probabilities) -> tuple[np.ndarray, np.ndarray]:
