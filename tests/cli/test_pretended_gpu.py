@@ -32,7 +32,9 @@ def library(tmp_path_factory):
     line = [compiler, "-std=c++20", "-shared", "-fPIC", str(HERE / "pretended_gpu.cpp"), "-o", path]
     line += [f"-I{folder}/include", f"-I{folder}/include/torch/csrc/api/include"]
     line += [f"-L{folder}/lib", "-lc10", "-ltorch_cpu"]
-    subprocess.run(line, check=True)
+    done = subprocess.run(line, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"{compiler} compiles no C++20 against torch: {done.stderr[:500]}")
     return path
 
 
@@ -63,23 +65,22 @@ def losses(folder):
 
 
 PRETRAINING = {
-    "stable": [],
-    "sd_mae": [*"--distillation sd_mae --config_overrides".split()],
-    "parts": [*"--gradient_accumulation_steps 2 --max_grad_norm 1 --ema_decay 0.9".split()],
-    "augmented": [*"--rotation 10 --shear 3 --blur 1 --noise 0.1 --gamma 0.2 --erasing 1".split()],
-    "host": ["--cache", "memory"],
+    "stable": "",
+    "sd_mae": "--distillation sd_mae",
+    "parts": "--gradient_accumulation_steps 2 --max_grad_norm 1 --ema_decay 0.9",
+    "augmented": "--rotation 10 --shear 3 --blur 1 --noise 0.1 --gamma 0.2 --erasing 1",
+    "host": "--cache memory",
 }
-HEADS = (
-    "distillation_head_hidden_size=16,distillation_bottleneck_size=8,distillation_num_prototypes=24"
+HEADS = (  # of sd_mae: its own are as wide as its authors'
+    ",distillation_head_hidden_size=16,distillation_bottleneck_size=8,distillation_num_prototypes=24"
 )
 
 
 @pytest.mark.parametrize("kind", PRETRAINING)
 def test_pretraining(kind, on_gpu, class_folders, tmp_path, no_figures):
-    overrides = MODEL[-1] + ("," + HEADS if kind == "sd_mae" else "")
-    options = [o for o in PRETRAINING[kind] if o != "--config_overrides"]
-    argv = ["--data_dir", class_folders, *MODEL[:-1], overrides, *STEPS, *BATCH, *options]
-    argv = [str(word) for word in [*argv, "--mixed_precision", "no"]]
+    model = [*MODEL[:-1], MODEL[-1] + HEADS]
+    argv = ["--data_dir", str(class_folders), *model, *STEPS, *BATCH, *PRETRAINING[kind].split()]
+    argv += ["--mixed_precision", "no"]
     waits = on_gpu("pretrain", *argv, "--output_dir", tmp_path / "gpu")
     assert in_steps(waits) == {}
     assert pretrain.main([*argv, "--output_dir", str(tmp_path / "cpu")]) == 0
