@@ -12,19 +12,11 @@ from sssd_hf.cli.external import write_external_table
 from sssd_hf.data import duplicates
 
 
-@pytest.fixture
-def images(study_images):
-    return study_images
-
-
-@pytest.fixture
-def recipe(study_recipe):
-    return study_recipe
-
-
-def test_copies_of_test_images_are_not_pretrained_on(images, tmp_path):
+def test_copies_of_test_images_are_not_pretrained_on(study_images, tmp_path):
     path = tmp_path / "table" / "images.csv"
-    counts = write_external_table(path, images, "draw_0", "train", [images.parent / "other"])
+    counts = write_external_table(
+        path, study_images, "draw_0", "train", [study_images.parent / "other"]
+    )
     assert counts == {"target": 16, "other": 7, "other, copies left out": 1}
     with open(path, newline="") as file:
         names = [row["file_name"].rsplit("/", 1)[1] for row in csv.DictReader(file)]
@@ -33,7 +25,7 @@ def test_copies_of_test_images_are_not_pretrained_on(images, tmp_path):
     assert "scan_00.png" not in names  # a test image itself
 
 
-def test_copies_that_cannot_be_left_out_are_refused(images, tmp_path, monkeypatch):
+def test_copies_that_cannot_be_left_out_are_refused(study_images, tmp_path, monkeypatch):
     import nibabel
 
     folder = tmp_path / "volumes"
@@ -41,15 +33,17 @@ def test_copies_that_cannot_be_left_out_are_refused(images, tmp_path, monkeypatc
     volume = np.random.default_rng(0).uniform(0, 200, (20, 20, 4)).astype(np.float32)
     nibabel.save(nibabel.Nifti1Image(volume, np.eye(4)), folder / "scan.nii")
     with pytest.raises(ValueError, match="volumes or files of several frames"):
-        write_external_table(tmp_path / "a.csv", images, "draw_0", "train", [folder])
+        write_external_table(tmp_path / "a.csv", study_images, "draw_0", "train", [folder])
     monkeypatch.setattr(duplicates, "MAX_PAIRS", 0)
     with pytest.raises(ValueError, match="more near copies than can be listed"):
         write_external_table(
-            tmp_path / "b.csv", images, "draw_0", "train", [images.parent / "other"]
+            tmp_path / "b.csv", study_images, "draw_0", "train", [study_images.parent / "other"]
         )
 
 
-def test_the_protocols_own_training_part_is_pretrained_on(recipe, images, tmp_path, monkeypatch):
+def test_the_protocols_own_training_part_is_pretrained_on(
+    study_recipe, study_images, tmp_path, monkeypatch
+):
     """Wherever the recipe names it: with another part, test images would be pretrained on."""
 
     def turn_round(content):
@@ -60,8 +54,14 @@ def test_the_protocols_own_training_part_is_pretrained_on(recipe, images, tmp_pa
 
     monkeypatch.setattr(reproduce.pretrain, "main", stop)
     with pytest.raises(KeyboardInterrupt):
-        start(changed(recipe, tmp_path, turn_round), images, tmp_path, "--variants", "external")
+        start(
+            changed(study_recipe, tmp_path, turn_round),
+            study_images,
+            tmp_path,
+            "--variants",
+            "external",
+        )
     with open(tmp_path / "runs/external/draw_0-seed_0/external/images.csv", newline="") as file:
         names = [Path(row["file_name"]) for row in csv.DictReader(file)]
-    own = {int(name.stem[-2:]) for name in names if name.parent == images}
+    own = {int(name.stem[-2:]) for name in names if name.parent == study_images}
     assert own == {i for i in range(24) if i // 2 % 3 == 0}

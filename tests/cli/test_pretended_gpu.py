@@ -1,5 +1,5 @@
 """The scripts on a pretended GPU: nothing stays behind on the CPU, the numbers are the CPU's, and
-between two log lines the host waits for the device at no place."""
+between two log lines no operation makes the host wait for the device."""
 
 import json
 import shutil
@@ -125,3 +125,4 @@ def test_finetuning_and_what_follows(pretrained, on_gpu, class_folders, tmp_path
     assert len((tmp_path / "predictions.csv").read_text().splitlines()) == 1 + 40
     embed = ["--data_dir", class_folders, "--model_name_or_path", pretrained]
     on_gpu("embed", *embed, "--output_dir", tmp_path / "features")
+    assert (tmp_path / "features" / "embeddings.parquet").exists()

@@ -18,16 +18,6 @@ RECIPES = Path(__file__).parents[2] / "recipes"
 pytestmark = pytest.mark.usefixtures("no_figures")
 
 
-@pytest.fixture
-def images(study_images):
-    return study_images
-
-
-@pytest.fixture
-def recipe(study_recipe):
-    return study_recipe
-
-
 def test_each_run_leaves_a_record(study):
     records = read_records(study / "results", "tiny")
     places = {("draw_0", 0), ("draw_1", 0)}
@@ -62,34 +52,34 @@ def test_a_record_is_what_the_model_said(study):
     )
 
 
-def test_a_record_names_nobody(study, images):
+def test_a_record_names_nobody(study, study_images):
     for path in (study / "results").rglob("*.json"):
         text = path.read_text()
-        for private in ("Smith", "scan_", str(images), str(study)):
+        for private in ("Smith", "scan_", str(study_images), str(study)):
             assert private not in text
 
 
 @pytest.mark.parametrize("report", [None, "false"])
-def test_each_run_has_its_report(report, recipe, tmp_path):
+def test_each_run_has_its_report(report, study_recipe, tmp_path):
     """Folds of a cross-validation have none unless it is asked for."""
     given = [] if report is None else ["--report", report]
     (arguments,) = parse("reproduce", "", ["--output_dir", str(tmp_path), *given])
-    run = reproduce.list_runs(reproduce.read_plan(str(recipe)), arguments)[0]
-    options = read_options("", reproduce.protocol_words(run, arguments, str(recipe)))
+    run = reproduce.list_runs(reproduce.read_plan(str(study_recipe)), arguments)[0]
+    options = read_options("", reproduce.protocol_words(run, arguments, str(study_recipe)))
     assert "report" in options.given("evaluate")
     assert as_dict(*options.parsed["evaluate"])["report"] is (report is None)
 
 
-def test_what_is_there_is_not_run_again(study, recipe, images, monkeypatch):
+def test_what_is_there_is_not_run_again(study, study_recipe, study_images, monkeypatch):
     def refuse(*args):
         raise AssertionError("a run was started")
 
     monkeypatch.setattr(reproduce.cross_validate, "main", refuse)
-    start(recipe, images, study)
+    start(study_recipe, study_images, study)
     path = study / "results/tiny/stable/draw_0-seed_0.json"
     text = path.read_text()
     path.unlink()
-    start(recipe, images, study, "--tables_only", "true")
+    start(study_recipe, study_images, study, "--tables_only", "true")
     assert "| ours | 1 of 2 |" in (study / "results/tiny.md").read_text()
     path.write_text(text)
 
@@ -102,14 +92,16 @@ def test_what_is_there_is_not_run_again(study, recipe, images, monkeypatch):
         (("cross_validate",), {"cross_validation": 5}),
     ],
 )
-def test_a_study_runs_splits_that_are_named(where, option, recipe, images, tmp_path, no_run):
+def test_a_study_runs_splits_that_are_named(
+    where, option, study_recipe, study_images, tmp_path, no_run
+):
     def change(content):
         for name in where:
             content = content.setdefault(name, {})
         content |= option
 
     with pytest.raises(ValueError, match="leave out pretrain_on_all and cross_validation"):
-        start(changed(recipe, tmp_path, change), images, tmp_path)
+        start(changed(study_recipe, tmp_path, change), study_images, tmp_path)
 
 
 @pytest.fixture
@@ -175,25 +167,27 @@ def validation(content):
     ],
 )
 def test_records_of_other_options_are_refused(
-    change, message, tables_only, study, recipe, images, tmp_path, no_run
+    change, message, tables_only, study, study_recipe, study_images, tmp_path, no_run
 ):
     """Also where a run is missing, which would be done with the new options."""
     shutil.copytree(study / "results", tmp_path / "results")
     for path in (tmp_path / "results").rglob("draw_1-seed_0.json"):
         path.unlink()
-    other = changed(recipe, tmp_path, change)
+    other = changed(study_recipe, tmp_path, change)
     with pytest.raises(ValueError, match=message) as error:
-        start(other, images, tmp_path, "--tables_only", tables_only)
+        start(other, study_images, tmp_path, "--tables_only", tables_only)
     assert "draw_0-seed_0.json" in str(error.value)
     assert "delete these" in str(error.value)
 
 
-def test_options_that_change_no_result_are_no_others(study, recipe, images, tmp_path, no_run):
+def test_options_that_change_no_result_are_no_others(
+    study, study_recipe, study_images, tmp_path, no_run
+):
     def change(content):
         content["common"]["logging_steps"] = 7
         content["evaluate"]["num_resamples"] = 30
 
-    start(changed(recipe, tmp_path, change), images, study)
+    start(changed(study_recipe, tmp_path, change), study_images, study)
 
 
 @pytest.mark.parametrize(
@@ -203,34 +197,48 @@ def test_options_that_change_no_result_are_no_others(study, recipe, images, tmp_
         (pretraining, r"max_train_steps \(pretrain\): 3 -> 4"),
     ],
 )
-def test_a_run_goes_on_only_as_it_began(change, message, study, recipe, images, tmp_path, no_run):
+def test_a_run_goes_on_only_as_it_began(
+    change, message, study, study_recipe, study_images, tmp_path, no_run
+):
     """Without its record, only its folder tells how an encoder was pretrained."""
-    other = changed(recipe, tmp_path, change)
+    other = changed(study_recipe, tmp_path, change)
     with pytest.raises(ValueError, match=message):
-        start(other, images, study, "--variants", "external", "--results_dir", tmp_path / "results")
+        start(
+            other,
+            study_images,
+            study,
+            "--variants",
+            "external",
+            "--results_dir",
+            tmp_path / "results",
+        )
     assert not list((tmp_path / "results").rglob("*.json"))
 
 
-def test_an_encoder_of_unknown_sets_is_refused(study, recipe, images, tmp_path, no_run):
+def test_an_encoder_of_unknown_sets_is_refused(study, study_recipe, study_images, tmp_path, no_run):
     place = tmp_path / "runs/external/draw_0-seed_0"
     shutil.copytree(study / "runs/external/draw_0-seed_0/pretrain", place / "pretrain")
     with pytest.raises(ValueError, match=r"no run.json .* which sets it was pretrained on"):
-        start(recipe, images, tmp_path, "--variants", "external")
+        start(study_recipe, study_images, tmp_path, "--variants", "external")
     (place / "run.json").write_text("{}")
     with pytest.raises(ValueError, match="cannot be read"):
-        start(recipe, images, tmp_path, "--variants", "external")
+        start(study_recipe, study_images, tmp_path, "--variants", "external")
 
 
-def test_two_protocols_of_one_record_must_agree(study, recipe, images, tmp_path, no_run):
+def test_two_protocols_of_one_record_must_agree(
+    study, study_recipe, study_images, tmp_path, no_run
+):
     def again(content, **options):
         protocols = content["reproduce"]["protocols"]
         protocols["again"] = {**protocols["random"], "columns": ["draw_1"], **options}
 
-    other = changed(recipe, tmp_path, lambda content: again(content, train_split="train,test"))
+    other = changed(
+        study_recipe, tmp_path, lambda content: again(content, train_split="train,test")
+    )
     with pytest.raises(ValueError, match=r"protocols random and again both have draw_1.*train_spl"):
-        start(other, images, tmp_path)
-    other = changed(recipe, tmp_path, lambda content: again(content, title="once more"))
-    start(other, images, study)
+        start(other, study_images, tmp_path)
+    other = changed(study_recipe, tmp_path, lambda content: again(content, title="once more"))
+    start(other, study_images, study)
     assert "**TINY, once more**" in (study / "results/tiny.md").read_text()
 
 
@@ -240,18 +248,18 @@ def scratch_only(content, *columns):
 
 
 @pytest.fixture
-def renamed(images, tmp_path):
+def renamed(study_images, tmp_path):
     """The images, their two draws in columns with names that are no folders' names."""
     copy = tmp_path / "renamed" / "target"
-    shutil.copytree(images, copy)
+    shutil.copytree(study_images, copy)
     table = copy / "metadata.csv"
     table.write_text(table.read_text().replace("draw_0,draw_1", "paper split 0,by/patient"))
     return copy
 
 
-def test_columns_of_any_name_are_run_and_found_again(recipe, renamed, tmp_path, monkeypatch):
+def test_columns_of_any_name_are_run_and_found_again(study_recipe, renamed, tmp_path, monkeypatch):
     columns = ("paper split 0", "by/patient")
-    other = changed(recipe, tmp_path, lambda content: scratch_only(content, *columns))
+    other = changed(study_recipe, tmp_path, lambda content: scratch_only(content, *columns))
     start(other, renamed, tmp_path)
     files = sorted(p.relative_to(tmp_path) for p in (tmp_path / "results").glob("tiny/*/*.json"))
     folder = Path("results/tiny/from_scratch")
@@ -267,15 +275,21 @@ def test_columns_of_any_name_are_run_and_found_again(recipe, renamed, tmp_path, 
     ("columns", "message"),
     [(["a b", "a_b"], "rename one"), (["a,b"], "'a,b'; rename it"), ([" a"], "' a'; rename it")],
 )
-def test_columns_that_cannot_be_told_apart(columns, message, recipe, images, tmp_path, no_run):
-    other = changed(recipe, tmp_path, lambda content: scratch_only(content, *columns))
+def test_columns_that_cannot_be_told_apart(
+    columns, message, study_recipe, study_images, tmp_path, no_run
+):
+    other = changed(study_recipe, tmp_path, lambda content: scratch_only(content, *columns))
     with pytest.raises(ValueError, match=message):
-        start(other, images, tmp_path)
+        start(other, study_images, tmp_path)
 
 
-def test_a_record_has_the_revision_the_run_began_with(recipe, images, tmp_path, monkeypatch):
+def test_a_record_has_the_revision_the_run_began_with(
+    study_recipe, study_images, tmp_path, monkeypatch
+):
     """Another one at its end, or when it goes on after an interruption, is named too."""
-    other = changed(recipe, tmp_path, lambda content: scratch_only(content, "draw_0", "draw_1"))
+    other = changed(
+        study_recipe, tmp_path, lambda content: scratch_only(content, "draw_0", "draw_1")
+    )
     now = iter(["a1", "a1", "a1", "b2", "b2", "b2"])
     monkeypatch.setattr(reproduce, "revision", lambda: next(now))
     run = reproduce.cross_validate.main
@@ -288,9 +302,9 @@ def test_a_record_has_the_revision_the_run_began_with(recipe, images, tmp_path, 
     with monkeypatch.context() as patch:
         patch.setattr(reproduce.cross_validate, "main", stop_at_the_second)
         with pytest.raises(KeyboardInterrupt):
-            start(other, images, tmp_path)
+            start(other, study_images, tmp_path)
     next(now)  # the code is changed
-    start(other, images, tmp_path)
+    start(other, study_images, tmp_path)
     records = read_records(tmp_path / "results", "tiny")["from scratch"]
     assert records["draw_0", 0]["revision"] == "a1"
     assert records["draw_1", 0]["revision"] == "a1, then b2"
@@ -298,8 +312,10 @@ def test_a_record_has_the_revision_the_run_began_with(recipe, images, tmp_path, 
     assert line in (tmp_path / "results/tiny.md").read_text().splitlines()
 
 
-def test_a_recipe_changed_during_a_run_leaves_no_record(recipe, images, tmp_path, monkeypatch):
-    other = changed(recipe, tmp_path, lambda content: scratch_only(content, "draw_0"))
+def test_a_recipe_changed_during_a_run_leaves_no_record(
+    study_recipe, study_images, tmp_path, monkeypatch
+):
+    other = changed(study_recipe, tmp_path, lambda content: scratch_only(content, "draw_0"))
     run = reproduce.cross_validate.main
 
     def change_first(words):
@@ -308,26 +324,32 @@ def test_a_recipe_changed_during_a_run_leaves_no_record(recipe, images, tmp_path
 
     monkeypatch.setattr(reproduce.cross_validate, "main", change_first)
     with pytest.raises(ValueError, match=r"learning_rate \(finetune\): None -> 0.01"):
-        start(other, images, tmp_path)
+        start(other, study_images, tmp_path)
     assert not list((tmp_path / "results").rglob("*.json"))
 
 
-def test_an_option_newer_than_a_record_has_its_default(study, recipe, images, tmp_path, no_run):
+def test_an_option_newer_than_a_record_has_its_default(
+    study, study_recipe, study_images, tmp_path, no_run
+):
     shutil.copytree(study / "results", tmp_path / "results")
     for path in (tmp_path / "results").glob("tiny/*/*.json"):
         record = json.loads(path.read_text())
         del record["options"]["finetune"]["positive_label"]
         path.write_text(json.dumps(record))
-    start(recipe, images, tmp_path, "--tables_only", "true")
+    start(study_recipe, study_images, tmp_path, "--tables_only", "true")
 
     def change(content):
         content["common"]["positive_label"] = "down"
 
     with pytest.raises(ValueError, match=r"positive_label \(.*finetune.*\): None -> down"):
-        start(changed(recipe, tmp_path, change), images, tmp_path, "--tables_only", "true")
+        start(
+            changed(study_recipe, tmp_path, change), study_images, tmp_path, "--tables_only", "true"
+        )
 
 
-def test_what_a_run_needs_is_looked_for_before_the_first_run_begins(recipe, images, tmp_path):
+def test_what_a_run_needs_is_looked_for_before_the_first_run_begins(
+    study_recipe, study_images, tmp_path
+):
     def starts_elsewhere(content):
         content["reproduce"]["variants"]["scratch"]["model_name_or_path"] = str(tmp_path / "none")
 
@@ -343,7 +365,7 @@ def test_what_a_run_needs_is_looked_for_before_the_first_run_begins(recipe, imag
         (other_sets, "the variant external is pretrained on .*gone too, which is no folder"),
     ):
         with pytest.raises(ValueError, match=named):
-            start(changed(recipe, tmp_path, change), images, tmp_path / "out")
+            start(changed(study_recipe, tmp_path, change), study_images, tmp_path / "out")
         assert not (tmp_path / "out" / "runs").exists()
 
 
@@ -354,9 +376,9 @@ def test_what_a_run_needs_is_looked_for_before_the_first_run_begins(recipe, imag
         (["--protocols", "official"], "the plan has random"),
     ],
 )
-def test_unknown_names(options, message, recipe, images, tmp_path):
+def test_unknown_names(options, message, study_recipe, study_images, tmp_path):
     with pytest.raises(ValueError, match=message):
-        start(recipe, images, tmp_path, *options)
+        start(study_recipe, study_images, tmp_path, *options)
 
 
 def test_values_of_a_plan_stay_as_they_are():
@@ -371,13 +393,13 @@ def test_values_of_a_plan_stay_as_they_are():
     ]  # fmt: skip
 
 
-def test_a_recipe_without_a_plan(tmp_path, images):
+def test_a_recipe_without_a_plan(tmp_path, study_images):
     path = tmp_path / "plain.yaml"
     path.write_text("common: {seed: 1}")
     with pytest.raises(ValueError, match="section reproduce"):
-        start(path, images, tmp_path)
+        start(path, study_images, tmp_path)
     with pytest.raises(ValueError, match="no such file"):
-        start(tmp_path / "absent.yaml", images, tmp_path)
+        start(tmp_path / "absent.yaml", study_images, tmp_path)
 
 
 def test_a_broken_record_is_named(study, tmp_path):

@@ -13,16 +13,6 @@ from sssd_hf.cli.study_summary import summarise_study
 from sssd_hf.cli.study_tables import tables
 
 
-@pytest.fixture
-def images(study_images):
-    return study_images
-
-
-@pytest.fixture
-def recipe(study_recipe):
-    return study_recipe
-
-
 def tables_of(results, plan):
     return tables(summarise_study(results, "tiny", plan))
 
@@ -45,9 +35,9 @@ def test_tables_are_of_the_records(study):
     assert float(row.split("|")[3]) == pytest.approx(100 * difference, abs=0.051)
 
 
-def test_images_can_be_left_out_of_a_table(study, recipe, images):
+def test_images_can_be_left_out_of_a_table(study, study_recipe, study_images):
     records = read_records(study / "results", "tiny")
-    plan = yaml.safe_load(recipe.read_text())["reproduce"]
+    plan = yaml.safe_load(study_recipe.read_text())["reproduce"]
     protocol = plan["protocols"]["random"] | {"columns": ["draw_0"]}
 
     def table(names):
@@ -55,7 +45,7 @@ def test_images_can_be_left_out_of_a_table(study, recipe, images):
         return tables_of(study / "results", plan | {"protocols": {"one": changed}})
 
     record = records["stable"]["draw_0", 0]
-    left_out = sorted(p.name for p in images.glob("*.png"))[:2]
+    left_out = sorted(p.name for p in study_images.glob("*.png"))[:2]
     kept = [i for i, name in enumerate(record["images"]) if name not in map_digests(left_out)]
     assert len(kept) == len(record["images"]) - 2
     truth = np.array(record["truth"])[kept]
@@ -70,12 +60,12 @@ def map_digests(names):
     return {digest("TINY", name) for name in names}
 
 
-def test_a_row_is_of_records_of_one_kind(study, recipe, tmp_path):
+def test_a_row_is_of_records_of_one_kind(study, study_recipe, tmp_path):
     """From the records alone, whatever the recipe has."""
     shutil.copytree(study / "results", tmp_path / "results")
     path = tmp_path / "results/tiny/stable/draw_1-seed_0.json"
     record = json.loads(path.read_text())
-    plan = yaml.safe_load(recipe.read_text())["reproduce"]
+    plan = yaml.safe_load(study_recipe.read_text())["reproduce"]
     assert "Revisions of the code" not in tables_of(tmp_path / "results", plan)
     path.write_text(json.dumps({**record, "revision": "another"}))
     text = tables_of(tmp_path / "results", plan)
@@ -88,18 +78,18 @@ def test_a_row_is_of_records_of_one_kind(study, recipe, tmp_path):
         tables_of(tmp_path / "results", plan)
 
 
-def test_data_that_changed_between_runs_make_no_row(study, recipe, tmp_path):
+def test_data_that_changed_between_runs_make_no_row(study, study_recipe, tmp_path):
     shutil.copytree(study / "results", tmp_path / "results")
     path = tmp_path / "results/tiny/scratch/draw_1-seed_0.json"
     record = json.loads(path.read_text())
     record["truth"][0] = 1 - record["truth"][0]
     path.write_text(json.dumps(record))
-    plan = yaml.safe_load(recipe.read_text())["reproduce"]
+    plan = yaml.safe_load(study_recipe.read_text())["reproduce"]
     with pytest.raises(ValueError, match=r"draw_1: the records of .*, seed 0 are of other images"):
         tables_of(tmp_path / "results", plan)
 
 
-def test_an_interval_that_is_not_known_is_a_dash(study, recipe, tmp_path):
+def test_an_interval_that_is_not_known_is_a_dash(study, study_recipe, tmp_path):
     """All images of a class are of one patient."""
     shutil.copytree(study / "results", tmp_path / "results")
     for path in (tmp_path / "results").glob("tiny/*/*.json"):
@@ -108,7 +98,7 @@ def test_an_interval_that_is_not_known_is_a_dash(study, recipe, tmp_path):
             "one" if label else group for group, label in zip(record["groups"], record["truth"])
         ]
         path.write_text(json.dumps(record))
-    text = tables_of(tmp_path / "results", yaml.safe_load(recipe.read_text())["reproduce"])
+    text = tables_of(tmp_path / "results", yaml.safe_load(study_recipe.read_text())["reproduce"])
     rows = [line.split("|") for line in text.splitlines() if line.startswith("| ours")]
     assert " to " in rows[0][4]
     assert rows[0][6] == " - "
